@@ -1,0 +1,32 @@
+"""python -m bench latency | steps | ops"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from bench import latency, ops, steps
+from bench.cli import add_options, from_namespace
+
+COMMANDS = {
+    "latency": (latency.LatencyOptions, latency.run),
+    "steps": (steps.StepsOptions, steps.run),
+    "ops": (ops.OpsOptions, ops.run),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parses the command line and runs one bench; returns its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=sys.modules["bench"].__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, (options, _) in COMMANDS.items():
+        summary = (options.__doc__ or "").splitlines()[0]
+        add_options(commands.add_parser(name, help=summary, description=summary), options)
+    namespace = parser.parse_args(arguments)
+    options, run = COMMANDS[namespace.command]
+    return run(from_namespace(options, namespace))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

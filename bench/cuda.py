@@ -1,0 +1,106 @@
+"""Timing on a GPU: events around eager calls, and replays of CUDA graphs over inputs that do not fit the L2 cache.
+
+Device work is asynchronous and a kernel of ten microseconds is shorter than its launch, so an eager timing of an op measures
+Python. A graph of many calls measures the kernels; each call takes the next of several input sets, together more than three
+times the L2, so that no call finds its inputs in the cache as it would not in a model. Outputs are kept alive through the
+capture, so writes rotate as well.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from bench.measure import Measure
+
+Call = Callable[[], object]
+MOST_SETS = 512
+
+
+def input_sets(bytes_per_call: int, device: torch.device) -> int:
+    """How many input sets it takes to pass through more than three times the L2 cache of a GPU; 1 on a CPU."""
+    if device.type != "cuda":
+        return 1
+    cache = torch.cuda.get_device_properties(device).L2_cache_size
+    return min(MOST_SETS, max(2, math.ceil(3 * cache / max(bytes_per_call, 1)) + 1))
+
+
+def event_timer(call: Call, *, prepare: Call | None = None, repeats: int = 1) -> Measure:
+    """Milliseconds a call between two events, launch gaps included; `prepare` runs before each call and is not timed."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+    def measure(part: int = 0) -> float:
+        total = 0.0
+        batch = repeats if prepare is None else 1
+        for _ in range(repeats // batch):
+            if prepare is not None:
+                prepare()
+            torch.cuda.synchronize()
+            start.record()
+            for _ in range(batch):
+                call()
+            end.record()
+            end.synchronize()
+            total += start.elapsed_time(end)
+        return total / repeats
+
+    return measure
+
+
+def capture(calls: Sequence[Call], *, pool: object = None) -> tuple[torch.cuda.CUDAGraph, list[object]]:
+    """All calls, one after another, in one CUDA graph, and what they returned (static memory, filled by each replay)."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
+        results = [call() for call in calls]
+    return graph, results
+
+
+def warm_up(call: Call, times: int = 3) -> None:
+    """Runs `call` on a side stream before a capture: lazy initialisation and compilation must not fall into it."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(times):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+
+
+def graph_timer(calls: Sequence[Call]) -> Measure:
+    """Milliseconds a call inside one CUDA graph that makes all `calls` in turn."""
+    warm_up(calls[0])
+    graph, results = capture(calls)
+    return _replay_timer(graph, len(calls), keep=results)
+
+
+def backward_graph_timer(forwards: Sequence[Call], backwards: Sequence[Callable[[object], object]]) -> Measure:
+    """Milliseconds a backward inside one CUDA graph of backwards, each given what its forward returned.
+
+    The forwards are a graph of their own, replayed before and not timed.
+    """
+    warm_up(lambda: backwards[0](forwards[0]()))
+    pool = torch.cuda.graph_pool_handle()
+    forward_graph, outputs = capture(forwards, pool=pool)
+    pairs = zip(backwards, outputs, strict=True)
+    graph, gradients = capture([functools.partial(backward, output) for backward, output in pairs], pool=pool)
+    return _replay_timer(graph, len(forwards), before=forward_graph, keep=(outputs, gradients))
+
+
+def _replay_timer(
+    graph: torch.cuda.CUDAGraph, calls: int, *, before: torch.cuda.CUDAGraph | None = None, keep: object
+) -> Measure:
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+    def measure(part: int = 0, _keep: object = keep) -> float:
+        if before is not None:
+            before.replay()
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / calls
+
+    return measure

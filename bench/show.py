@@ -1,0 +1,86 @@
+"""What people look at: tables of at most 100 columns, and progress on anything slow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+WIDTH = 100
+console = Console(width=WIDTH, highlight=False)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, left: int = 1) -> Table:
+    """A table whose first `left` columns are names (left-aligned) and the others numbers; None shows as a dash."""
+    made = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False, padding=(0, 1))
+    for index, column in enumerate(columns):
+        made.add_column(column, justify="left" if index < left else "right", no_wrap=True)
+    for row in rows:
+        made.add_row(*["-" if cell is None else str(cell) for cell in row])
+    return made
+
+
+def number(value: float | None, digits: int = 3) -> str | None:
+    """Three significant digits without exponents: 1380, 12.4, 0.0213."""
+    if value is None:
+        return None
+    if value == 0:
+        return "0"
+    decimals = max(0, digits - 1 - int(f"{abs(value):e}".split("e")[1]))
+    return f"{value:.{decimals}f}"
+
+
+def percent(share: float | None) -> str | None:
+    return None if share is None else f"{100 * share:.0f} %"
+
+
+def times(ratio: float | None) -> str | None:
+    return None if ratio is None else f"{ratio:.2f}x"
+
+
+def machine_line(meta: dict[str, Any]) -> str:
+    """The machine and its measured ceilings in one line."""
+    products = ", ".join(f"{name} {number(rate)}" for name, rate in meta["ceilings"]["matmul_tflops"].items())
+    return (
+        f"{meta['device']} · torch {meta['torch']} · copy {number(meta['ceilings']['copy_gbs'])} GB/s (read + write)"
+        f" · matmul TFLOP/s: {products}"
+    )
+
+
+@contextmanager
+def stage(label: str) -> Iterator[Callable[[], float]]:
+    """Shows that something slow is going on and how long it took; yields a function that tells the seconds so far."""
+    started = time.perf_counter()
+    if console.is_terminal:
+        with console.status(f"{label} ..."):
+            yield lambda: time.perf_counter() - started
+    else:
+        console.print(f"{label} ...")
+        yield lambda: time.perf_counter() - started
+    console.print(f"{label}: {time.perf_counter() - started:.1f} s", style="dim")
+
+
+@contextmanager
+def rounds(label: str) -> Iterator[Callable[[float], None]]:
+    """A bar for the rounds of a measurement; where there is no terminal, a line every ten seconds."""
+    if not console.is_terminal:
+        last = time.perf_counter()
+
+        def line(share: float) -> None:
+            nonlocal last
+            if time.perf_counter() - last > 10:
+                last = time.perf_counter()
+                console.print(f"{label}: {100 * share:.0f} %", style="dim")
+
+        yield line
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(label, total=1.0)
+        yield lambda share: progress.update(task, completed=share)

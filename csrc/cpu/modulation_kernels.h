@@ -1,0 +1,338 @@
+// The AdaLN family on the CPU, for one instruction set; the formulas stand in modulation.h.
+//
+// A row is read once from memory and then lives in L1 as fp32: pass 1 forms x', stores it rounded and sums it, pass 2
+// sums the squared distance from the mean, pass 3 writes h.  The modulation of a sample is folded once into
+// h = y * factor + addend.  bf16 rounds in hardware where the processor can (avx512bf16).
+// Bytes: forward (2 + 2 with a branch) rows, backward (3 to 6) rows, plus the modulation once per sample.
+#pragma once
+#include "modulation.h"
+#include "simd.h"
+
+namespace presto::cpu::PRESTO_ISA {
+
+// fp32 rows on the heap: D is not bounded.
+class Scratch {
+ public:
+  explicit Scratch(int64_t rows, int64_t d)
+      : stride_((d + 15) / 16 * 16), data_(static_cast<float*>(_mm_malloc(rows * stride_ * sizeof(float), 64))) {}
+  ~Scratch() { _mm_free(data_); }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  float* row(int64_t i) { return data_ + i * stride_; }
+
+ private:
+  int64_t stride_;
+  float* data_;
+};
+
+template <class T>
+inline const T* row(const Rows& rows, int64_t b, int64_t n) {
+  return static_cast<const T*>(rows.data) + b * rows.batch_stride + n * rows.row_stride;
+}
+
+// Calls f with a value of the element type.
+template <class F>
+inline void with_type(DType dtype, F&& f) {
+  if (dtype == DType::F32) return f(float{});
+  if (dtype == DType::F16) return f(f16{});
+  return f(bf16{});
+}
+
+// out = a row as fp32, or `otherwise` where it is not given
+inline void to_float(const Rows& rows, int64_t b, int64_t n, int64_t d, float otherwise, float* out) {
+  if (rows.data == nullptr) return sweep(d, [&](int64_t i, int, auto w) { store(out + i, splat(otherwise), w); });
+  with_type(rows.dtype, [&](auto type) {
+    const auto* in = row<decltype(type)>(rows, b, n);
+    sweep(d, [&](int64_t i, int, auto w) { store(out + i, load(in + i, w), w); });
+  });
+}
+
+inline float sigmoid_one_minus(float gate) { return 1.f / (1.f + __builtin_expf(gate - 1.f)); }
+
+inline float gate_slope(GateFn fn, float gate) {
+  if (fn == GateFn::Identity) return 1.f;
+  const float s = sigmoid_one_minus(gate);
+  return -s * (1.f - s);
+}
+
+inline bool any_per_token(const SeamInputs& in) { return in.gate.per_token || in.scale.per_token || in.shift.per_token; }
+
+// The modulation of one row, folded: h = y * factor + addend, and g(gate).  Prepared anew only where it changes.
+class RowModulation {
+ public:
+  RowModulation(const SeamShape& shape, const SeamInputs& in) : shape_(shape), in_(in), rows_(4, shape.dim) {}
+  void prepare(int64_t b, int64_t n) {
+    if (b == b_ && !any_per_token(in_)) return;
+    b_ = b;
+    const int64_t d = shape_.dim;
+    if (in_.branch.data) {
+      to_float(in_.gate, b, n, d, 1.f, gate());
+      if (in_.gate.data && shape_.gate_fn == GateFn::SigmoidOneMinus)
+        for (int64_t i = 0; i < d; ++i) gate()[i] = sigmoid_one_minus(gate()[i]);
+    }
+    if (shape_.norm == Norm::None) return;
+    float* t = rows_.row(3);
+    to_float(in_.scale, b, n, d, 0.f, t);
+    to_float(in_.weight, b, n, d, 1.f, factor());
+    to_float(in_.bias, b, n, d, 0.f, addend());
+    float *f = factor(), *a = addend();
+    for (int64_t i = 0; i < d; ++i) {
+      f[i] *= 1.f + t[i];
+      a[i] *= 1.f + t[i];
+    }
+    to_float(in_.shift, b, n, d, 0.f, t);
+    for (int64_t i = 0; i < d; ++i) a[i] += t[i];
+  }
+  float* gate() { return rows_.row(0); }
+  float* factor() { return rows_.row(1); }
+  float* addend() { return rows_.row(2); }
+
+ private:
+  const SeamShape& shape_;
+  const SeamInputs& in_;
+  Scratch rows_;
+  int64_t b_ = -1;
+};
+
+template <class T, class Branch>
+void forward_rows(const SeamForward& args, int64_t first, int64_t last) {
+  const int64_t d = args.dim, tokens = args.tokens;
+  RowModulation modulation(args, args);
+  Scratch scratch(1, d);
+  for (int64_t r = first; r < last; ++r) {
+    const int64_t b = r / tokens, n = r % tokens;
+    modulation.prepare(b, n);
+    const T* x = row<T>(args.x, b, n);
+    float* wide = scratch.row(0);
+    Sum total;
+    if (args.branch.data) {
+      const Branch* branch = row<Branch>(args.branch, b, n);
+      const float* gate = modulation.gate();
+      T* x_new = static_cast<T*>(args.x_new) + r * d;
+      sweep(d, [&](int64_t i, int j, auto w) {
+        const Vec sum = fma(load(gate + i, w), load(branch + i, w), load(x + i, w));
+        const Vec stored = store_rounded(x_new + i, sum, w);
+        store(wide + i, stored, w);
+        total.chain[j] += stored;
+      });
+    } else {
+      sweep(d, [&](int64_t i, int j, auto w) {
+        const Vec v = load(x + i, w);
+        store(wide + i, v, w);
+        total.chain[j] += v;
+      });
+    }
+    if (args.norm == Norm::None) continue;
+    const float mean = args.norm == Norm::Layer ? total.total() / static_cast<float>(d) : 0.f;
+    const Vec centre = splat(mean);
+    Sum squares;
+    sweep(d, [&](int64_t i, int j, auto w) {
+      const Vec v = keep(load(wide + i, w) - centre, w);
+      squares.chain[j] = fma(v, v, squares.chain[j]);
+    });
+    const float rstd = 1.f / __builtin_sqrtf(squares.total() / static_cast<float>(d) + args.eps);
+    const Vec rstds = splat(rstd);
+    const float *factor = modulation.factor(), *addend = modulation.addend();
+    T* h = static_cast<T*>(args.h) + r * d;
+    sweep(d, [&](int64_t i, int, auto w) {
+      const Vec y = (load(wide + i, w) - centre) * rstds;
+      store(h + i, fma(y, load(factor + i, w), load(addend + i, w)), w);
+    });
+    args.stats[2 * r] = mean;
+    args.stats[2 * r + 1] = rstd;
+  }
+}
+
+// ---- backward --------------------------------------------------------------------------------------------------
+// Rows are cut into chunks of kChunkRows rows of one sample, whatever the number of threads.  A chunk keeps up to five
+// column sums in the workspace; columns are added up chunk by chunk afterwards.  64 rows: at 1379 tokens 22 chunks a sample
+// share the work, and the sums of a chunk are 0.3 % of the bytes it reads.
+constexpr int64_t kChunkRows = 64;
+
+// The column sums a call needs.  With a scale shared by the tokens, weight and bias follow from the first two.
+enum Column { kGrad, kGradY, kGate, kScaledGrad, kScaledGradY, kColumns };
+
+inline int64_t chunks_per_sample(const SeamShape& s) { return (s.tokens + kChunkRows - 1) / kChunkRows; }
+
+struct Wanted {
+  bool grad_columns, gate_columns, scaled_columns;
+  explicit Wanted(const SeamBackward& a)
+      : grad_columns(a.grad_h.data && ((a.dscale && !a.scale.per_token) || (a.dshift && !a.shift.per_token) ||
+                                       ((a.dweight || a.dbias) && !a.scale.per_token))),
+        gate_columns(a.dgate && !a.gate.per_token),
+        scaled_columns(a.grad_h.data && (a.dweight || a.dbias) && a.scale.per_token) {}
+};
+
+// Gradients of per-token modulation: one row each, no sum.  `dx` is unrounded, `y` and `grad_h` are null without a norm.
+inline void per_token_gradients(const SeamBackward& a, int64_t b, int64_t n, const float* grad_h, const float* y,
+                                const float* dx, float* columns) {
+  const int64_t d = a.dim, r = b * a.tokens + n;
+  Scratch scratch(3, d);
+  float *t = scratch.row(0), *u = scratch.row(1), *v = scratch.row(2);
+  const auto write = [&](const Modulation& of, void* out, const float* values) {
+    with_type(of.dtype, [&](auto type) {
+      auto* to = static_cast<decltype(type)*>(out) + r * d;
+      sweep(d, [&](int64_t i, int, auto w) { store(to + i, load(values + i, w), w); });
+    });
+  };
+  if (a.dgate && a.gate.per_token) {
+    to_float(a.gate, b, n, d, 1.f, t);
+    to_float(a.branch, b, n, d, 0.f, u);
+    for (int64_t i = 0; i < d; ++i) v[i] = dx[i] * u[i] * gate_slope(a.gate_fn, t[i]);
+    write(a.gate, a.dgate, v);
+  }
+  if (!grad_h) return;
+  if (a.dshift && a.shift.per_token) write(a.shift, a.dshift, grad_h);
+  if (!a.scale.per_token) return;
+  if (a.dscale) {
+    to_float(a.weight, b, n, d, 1.f, t);
+    to_float(a.bias, b, n, d, 0.f, u);
+    for (int64_t i = 0; i < d; ++i) v[i] = grad_h[i] * (y[i] * t[i] + u[i]);
+    write(a.scale, a.dscale, v);
+  }
+  if (a.dweight || a.dbias) {
+    to_float(a.scale, b, n, d, 0.f, t);
+    float *scaled = columns + kScaledGrad * d, *scaled_y = columns + kScaledGradY * d;
+    for (int64_t i = 0; i < d; ++i) {
+      scaled[i] += grad_h[i] * (1.f + t[i]);
+      scaled_y[i] += grad_h[i] * (1.f + t[i]) * y[i];
+    }
+  }
+}
+
+template <class T, class Branch>
+void backward_row(const SeamBackward& a, int64_t b, int64_t n, const Wanted& wanted, RowModulation& modulation,
+                  Scratch& scratch, float* columns) {
+  const int64_t d = a.dim, r = b * a.tokens + n;
+  const bool norm = a.grad_h.data != nullptr, per_token = any_per_token(a);
+  float *ys = scratch.row(0), *dys = scratch.row(1), *dxs = scratch.row(2);
+  Vec mean_dy = zero(), mean_dyy = zero(), rstd = zero();
+  if (norm) {
+    const T *x = row<T>(a.x, b, n), *grad_h = row<T>(a.grad_h, b, n);
+    const float* factor = modulation.factor();
+    const Vec mean = splat(a.stats[2 * r]);
+    rstd = splat(a.stats[2 * r + 1]);
+    Sum dy_sum, dyy_sum;
+    sweep(d, [&](int64_t i, int j, auto w) {
+      const Vec g = load(grad_h + i, w), y = keep((load(x + i, w) - mean) * rstd, w);
+      const Vec dy = g * load(factor + i, w);
+      store(ys + i, y, w);
+      store(dys + i, dy, w);
+      dy_sum.chain[j] += dy;
+      dyy_sum.chain[j] = fma(dy, y, dyy_sum.chain[j]);
+      if (wanted.grad_columns) {
+        float *grad = columns + kGrad * d + i, *grad_y = columns + kGradY * d + i;
+        store(grad, load(grad, w) + g, w);
+        store(grad_y, fma(g, y, load(grad_y, w)), w);
+      }
+    });
+    const float inverse_d = 1.f / static_cast<float>(d);
+    if (a.norm == Norm::Layer) mean_dy = splat(dy_sum.total() * inverse_d);
+    mean_dyy = splat(dyy_sum.total() * inverse_d);
+  }
+  const T* grad_x = a.grad_x.data ? row<T>(a.grad_x, b, n) : nullptr;
+  const Branch* branch = a.branch.data ? row<Branch>(a.branch, b, n) : nullptr;
+  T* dx = a.dx ? static_cast<T*>(a.dx) + r * d : nullptr;
+  Branch* dbranch = a.dbranch ? static_cast<Branch*>(a.dbranch) + r * d : nullptr;
+  const float* gate = modulation.gate();
+  float* dgate = columns + kGate * d;
+  sweep(d, [&](int64_t i, int, auto w) {
+    Vec v = zero();
+    if (norm) v = (load(dys + i, w) - mean_dy - load(ys + i, w) * mean_dyy) * rstd;
+    if (grad_x) v += load(grad_x + i, w);
+    if (dx) store(dx + i, v, w);
+    if (dbranch) store(dbranch + i, v * load(gate + i, w), w);
+    if (wanted.gate_columns) store(dgate + i, fma(v, load(branch + i, w), load(dgate + i, w)), w);
+    if (per_token) store(dxs + i, v, w);
+  });
+  if (per_token) {
+    if (norm) to_float(a.grad_h, b, n, d, 0.f, dys);
+    per_token_gradients(a, b, n, norm ? dys : nullptr, ys, dxs, columns);
+  }
+}
+
+template <class T, class Branch>
+void backward_chunks(const SeamBackward& a, int64_t first_chunk, int64_t last_chunk) {
+  const int64_t per_sample = chunks_per_sample(a);
+  const Wanted wanted(a);
+  RowModulation modulation(a, a);
+  Scratch scratch(3, a.dim);
+  for (int64_t c = first_chunk; c < last_chunk; ++c) {
+    const int64_t b = c / per_sample, begin = c % per_sample * kChunkRows;
+    const int64_t end = begin + kChunkRows < a.tokens ? begin + kChunkRows : a.tokens;
+    float* columns = a.workspace + c * kColumns * a.dim;
+    for (int64_t i = 0; i < kColumns * a.dim; ++i) columns[i] = 0.f;
+    for (int64_t n = begin; n < end; ++n) {
+      modulation.prepare(b, n);
+      backward_row<T, Branch>(a, b, n, wanted, modulation, scratch, columns);
+    }
+  }
+}
+
+// Columns [first, last) of the gradients that are summed over the tokens, a block at a time so that the sums stay in L1.
+inline void backward_columns(const SeamBackward& a, int64_t first, int64_t last) {
+  constexpr int64_t kBlock = 512;
+  const int64_t d = a.dim, per_sample = chunks_per_sample(a);
+  const Wanted wanted(a);
+  const bool used[kColumns] = {wanted.grad_columns, wanted.grad_columns, wanted.gate_columns, wanted.scaled_columns,
+                               wanted.scaled_columns};
+  struct Gradient {
+    const Modulation& of;
+    void* out;
+    float* total;  // of this sample, or of the samples so far where the batch shares it
+  };
+  Scratch sums(kColumns, kBlock), totals(5, kBlock), inputs(3, kBlock);
+  const Gradient dgate{a.gate, a.dgate, totals.row(0)}, dscale{a.scale, a.dscale, totals.row(1)},
+      dshift{a.shift, a.dshift, totals.row(2)}, dweight{a.weight, a.dweight, totals.row(3)},
+      dbias{a.bias, a.dbias, totals.row(4)};
+  for (int64_t at = first; at < last; at += kBlock) {
+    const int64_t width = at + kBlock < last ? kBlock : last - at;
+    for (int k = 0; k < 5; ++k) to_float(Rows{}, 0, 0, width, 0.f, totals.row(k));
+
+    // These columns of a modulation of sample b, as fp32.
+    const auto columns_of = [&](const Modulation& m, int64_t b, float otherwise, float* to) {
+      Rows here = m;
+      here.batch_stride = m.per_token ? 0 : m.batch_stride;
+      if (m.data) with_type(m.dtype, [&](auto type) { here.data = static_cast<const decltype(type)*>(m.data) + at; });
+      to_float(here, b, 0, width, otherwise, to);
+      return to;
+    };
+    // gradient += value(i); written when the sample, or the batch, is complete.
+    const auto add = [&](const Gradient& g, int64_t b, auto value) {
+      if (!g.out || g.of.per_token) return;
+      for (int64_t i = 0; i < width; ++i) g.total[i] += value(i);
+      if (!g.of.per_sample && b + 1 < a.batch) return;
+      with_type(g.of.dtype, [&](auto type) {
+        auto* to = static_cast<decltype(type)*>(g.out) + (g.of.per_sample ? b : 0) * d + at;
+        sweep(width, [&](int64_t i, int, auto w) { store(to + i, load(g.total + i, w), w); });
+      });
+      for (int64_t i = 0; i < width; ++i) g.total[i] = 0.f;
+    };
+
+    for (int64_t b = 0; b < a.batch; ++b) {
+      for (int k = 0; k < kColumns; ++k) {
+        float* sum = sums.row(k);
+        to_float(Rows{}, 0, 0, width, 0.f, sum);
+        for (int64_t c = b * per_sample; used[k] && c < (b + 1) * per_sample; ++c) {
+          const float* chunk = a.workspace + (c * kColumns + k) * d + at;
+          sweep(width, [&](int64_t i, int, auto w) { store(sum + i, load(sum + i, w) + load(chunk + i, w), w); });
+        }
+      }
+      const float *grad = sums.row(kGrad), *grad_y = sums.row(kGradY), *gated = sums.row(kGate);
+      const float *scaled = sums.row(kScaledGrad), *scaled_y = sums.row(kScaledGradY);
+      const float* gate = columns_of(a.gate, b, 1.f, inputs.row(0));
+      add(dgate, b, [&](int64_t i) { return gated[i] * gate_slope(a.gate_fn, gate[i]); });
+      if (!a.grad_h.data) continue;
+      const float* weight = columns_of(a.weight, b, 1.f, inputs.row(0));
+      const float* bias = columns_of(a.bias, b, 0.f, inputs.row(1));
+      const float* scale = columns_of(a.scale, b, 0.f, inputs.row(2));
+      const bool per_row = a.scale.per_token;
+      add(dscale, b, [&](int64_t i) { return grad_y[i] * weight[i] + grad[i] * bias[i]; });
+      add(dshift, b, [&](int64_t i) { return grad[i]; });
+      add(dweight, b, [&](int64_t i) { return per_row ? scaled_y[i] : grad_y[i] * (1.f + scale[i]); });
+      add(dbias, b, [&](int64_t i) { return per_row ? scaled[i] : grad[i] * (1.f + scale[i]); });
+    }
+  }
+}
+
+}  // namespace presto::cpu::PRESTO_ISA

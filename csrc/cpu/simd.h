@@ -1,0 +1,156 @@
+// Vectors of fp32 lanes over the instruction set this file is compiled for, and loads and stores that convert.
+//
+// Included once per instruction set by files that differ only in their compiler flags; PRESTO_ISA names the namespace,
+// so no symbol of one set can stand in for another's.  For the same reason nothing here comes from the C++ library: an
+// inline function of it, compiled here with AVX-512, could be picked by the linker for code that runs anywhere.
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace presto::cpu::PRESTO_ISA {
+
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
+
+// How many lanes an access touches: all of them, or the first `n`; the others load as 0 and are not stored.
+struct All {};
+struct First {
+  int64_t n;
+};
+
+#if defined(__AVX512F__)
+constexpr int64_t kLanes = 16;
+using Vec = __m512;
+
+inline Vec zero() { return _mm512_setzero_ps(); }
+inline Vec splat(float a) { return _mm512_set1_ps(a); }
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+inline float sum(Vec a) { return _mm512_reduce_add_ps(a); }
+
+inline __mmask16 mask(First f) { return static_cast<__mmask16>((1u << f.n) - 1u); }
+inline Vec keep(Vec a, First f) { return _mm512_maskz_mov_ps(mask(f), a); }
+
+inline Vec widen(__m256i half, bf16) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16)); }
+inline Vec widen(__m256i half, f16) { return _mm512_cvtph_ps(half); }
+inline __m256i narrow(Vec a, f16) { return _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT); }
+#if defined(__AVX512BF16__)
+inline __m256i narrow(Vec a, bf16) { return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a)); }
+#else
+inline __m256i narrow(Vec a, bf16) {  // round to nearest even; NaN stays NaN
+  const __m512i u = _mm512_castps_si512(a);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  __m512i r = _mm512_add_epi32(_mm512_add_epi32(u, _mm512_set1_epi32(0x7fff)), odd);
+  r = _mm512_mask_mov_epi32(r, _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q), _mm512_set1_epi32(0x7fc00000));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(r, 16));
+}
+#endif
+
+inline Vec load(const float* p, All) { return _mm512_loadu_ps(p); }
+inline Vec load(const float* p, First f) { return _mm512_maskz_loadu_ps(mask(f), p); }
+inline void store(float* p, Vec a, All) { _mm512_storeu_ps(p, a); }
+inline void store(float* p, Vec a, First f) { _mm512_mask_storeu_ps(p, mask(f), a); }
+inline __m256i load_half(const void* p, All) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+inline __m256i load_half(const void* p, First f) { return _mm256_maskz_loadu_epi16(mask(f), p); }
+inline void store_half(void* p, __m256i a, All) { _mm256_storeu_si256(static_cast<__m256i*>(p), a); }
+inline void store_half(void* p, __m256i a, First f) { _mm256_mask_storeu_epi16(p, mask(f), a); }
+using Half = __m256i;
+
+#elif defined(__AVX2__)
+constexpr int64_t kLanes = 8;
+using Vec = __m256;
+using Half = __m128i;
+
+inline Vec zero() { return _mm256_setzero_ps(); }
+inline Vec splat(float a) { return _mm256_set1_ps(a); }
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+inline float sum(Vec a) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+inline __m256i mask(First f) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(f.n)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+inline Vec keep(Vec a, First f) { return _mm256_and_ps(a, _mm256_castsi256_ps(mask(f))); }
+
+inline Vec widen(__m128i half, bf16) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16)); }
+inline Vec widen(__m128i half, f16) { return _mm256_cvtph_ps(half); }
+inline __m128i narrow(Vec a, f16) { return _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT); }
+inline __m128i narrow(Vec a, bf16) {  // round to nearest even; NaN stays NaN
+  const __m256i u = _mm256_castps_si256(a);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+  __m256i r = _mm256_add_epi32(_mm256_add_epi32(u, _mm256_set1_epi32(0x7fff)), odd);
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+  r = _mm256_srli_epi32(_mm256_blendv_epi8(r, _mm256_set1_epi32(0x7fc00000), nan), 16);
+  return _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(r, r), 0x08));
+}
+
+inline Vec load(const float* p, All) { return _mm256_loadu_ps(p); }
+inline Vec load(const float* p, First f) { return _mm256_maskload_ps(p, mask(f)); }
+inline void store(float* p, Vec a, All) { _mm256_storeu_ps(p, a); }
+inline void store(float* p, Vec a, First f) { _mm256_maskstore_ps(p, mask(f), a); }
+inline __m128i load_half(const void* p, All) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
+inline __m128i load_half(const void* p, First f) {  // AVX2 masks no 16-bit lanes: a tail goes through the stack
+  alignas(16) uint16_t lanes[8] = {};
+  for (int64_t i = 0; i < f.n; ++i) lanes[i] = static_cast<const uint16_t*>(p)[i];
+  return _mm_load_si128(reinterpret_cast<const __m128i*>(lanes));
+}
+inline void store_half(void* p, __m128i a, All) { _mm_storeu_si128(static_cast<__m128i*>(p), a); }
+inline void store_half(void* p, __m128i a, First f) {
+  alignas(16) uint16_t lanes[8];
+  _mm_store_si128(reinterpret_cast<__m128i*>(lanes), a);
+  for (int64_t i = 0; i < f.n; ++i) static_cast<uint16_t*>(p)[i] = lanes[i];
+}
+#endif
+
+inline Vec keep(Vec a, All) { return a; }
+
+template <class T, class Width>
+inline Vec load(const T* p, Width w) {
+  return widen(load_half(p, w), T{});
+}
+template <class T, class Width>
+inline void store(T* p, Vec a, Width w) {
+  store_half(p, narrow(a, T{}), w);
+}
+
+// Store, and give back what a later load would read.
+template <class Width>
+inline Vec store_rounded(float* p, Vec a, Width w) {
+  store(p, a, w);
+  return a;
+}
+template <class T, class Width>
+inline Vec store_rounded(T* p, Vec a, Width w) {
+  const Half half = narrow(a, T{});
+  store_half(p, half, w);
+  return widen(half, T{});
+}
+
+// body(i, lane_group, width) over [0, d): four vectors at a time so that sums have four independent chains.
+constexpr int kChains = 4;
+template <class Body>
+inline __attribute__((always_inline)) void sweep(int64_t d, Body&& body) {
+  int64_t i = 0;
+  for (; i + kChains * kLanes <= d; i += kChains * kLanes) {
+    body(i, 0, All{});
+    body(i + kLanes, 1, All{});
+    body(i + 2 * kLanes, 2, All{});
+    body(i + 3 * kLanes, 3, All{});
+  }
+  for (; i + kLanes <= d; i += kLanes) body(i, 0, All{});
+  if (i < d) body(i, 1, First{d - i});
+}
+
+struct Sum {
+  Vec chain[kChains] = {zero(), zero(), zero(), zero()};
+  float total() const { return sum((chain[0] + chain[1]) + (chain[2] + chain[3])); }
+};
+
+}  // namespace presto::cpu::PRESTO_ISA

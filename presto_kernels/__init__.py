@@ -1,0 +1,20 @@
+"""Fused kernels for diffusion transformers: ``import presto_kernels`` and call the ops; the fastest one there runs.
+
+Works with PyTorch alone; the compiled library (CPU, CUDA) and Triton are used when they are there.
+``python -m presto_kernels.env_report`` says what is.
+"""
+
+from presto_kernels.backends import Choice, available_backends, explain, use_backend
+from presto_kernels.layer_schedule import LayerSchedule
+from presto_kernels.ops.modulation.api import adaln_modulate, gated_residual, gated_residual_adaln
+
+__all__ = [
+    "Choice",
+    "LayerSchedule",
+    "adaln_modulate",
+    "available_backends",
+    "explain",
+    "gated_residual",
+    "gated_residual_adaln",
+    "use_backend",
+]

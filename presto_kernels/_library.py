@@ -1,0 +1,43 @@
+"""Finds and loads the compiled library, silently: a package without it still imports and runs.
+
+``error`` says why there is none (None when it is there); ``env_report`` prints it, importing never does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+_CUDA_CODE, _CUDA_TORCH = 1, 2
+_INSTRUCTION_SETS = {0: "none", 1: "avx2", 2: "avx512", 3: "avx512bf16"}
+
+
+def _load() -> str | None:
+    found = sorted(Path(__file__).parent.glob("_C*.so"))
+    if not found:
+        return "it was not built: no C++ compiler at install time, or a source checkout where nothing was built"
+    try:
+        torch.ops.load_library(str(found[0]))
+    except OSError as problem:
+        return f"{found[0].name} does not load with torch {torch.__version__}: {problem.__cause__ or problem}"
+    return None
+
+
+error: str | None = _load()
+loaded: bool = error is None
+
+# Read once: an operator that returns an int would become a symbolic number inside torch.compile.
+_build_info: int = int(torch.ops.presto_kernels.build_info()) if loaded else 0
+
+instruction_set: str = _INSTRUCTION_SETS[_build_info >> 2]
+"""Vector instructions the CPU kernels run on here: "avx512bf16", "avx512", "avx2", or "none"."""
+
+has_cpu_kernels: bool = instruction_set != "none"
+"""Whether CPU kernels can run on this processor (x86-64 with AVX2, FMA and F16C, or better)."""
+
+has_cuda_code: bool = bool(_build_info & _CUDA_CODE)
+"""Whether the library was built with nvcc."""
+
+has_cuda_kernels: bool = has_cuda_code and bool(_build_info & _CUDA_TORCH)
+"""Whether CUDA kernels are there and this torch can launch them."""

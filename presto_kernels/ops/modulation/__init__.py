@@ -1,0 +1,1 @@
+"""AdaLN modulation and the seam between two branches of a DiT."""

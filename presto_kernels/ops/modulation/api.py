@@ -1,0 +1,272 @@
+"""The AdaLN family: ``adaln_modulate``, ``gated_residual``, ``gated_residual_adaln``.
+
+Every DiT block is a chain of branches on a residual stream; between two branches stands one *seam*, and these three ops
+are its parts.  See :mod:`presto_kernels.ops.modulation.reference` for the formulas in plain PyTorch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from presto_kernels import backends
+from presto_kernels.ops.modulation import operators, reference
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_IMPLEMENTATIONS = ("reference", "triton", "cuda", "cpu")
+
+
+def adaln_modulate(
+    x: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    *,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    norm: str = "layer",
+    eps: float = 1e-6,
+) -> Tensor:
+    """Normalise each row and modulate it.
+
+        h = (norm(x) * weight + bias) * (1 + scale) + shift
+
+    ``norm="layer"``: (x - mean) / sqrt(var + eps), the variance biased; ``"rms"``: x / sqrt(mean(x^2) + eps).
+
+    Args:
+        x: ``[B, N, D]``, float32, bfloat16, float16, or float64 (reference only); any layout.
+        scale, shift, weight, bias: each ``[D]``, ``[B|1, D]`` (a row per sample) or ``[B|1, 1|N, D]``, any strides, any of
+            the dtypes, or None (0, 0, 1, 0).  ``weight`` multiplies as it is (not 1 + weight).
+
+    Returns:
+        h ``[B, N, D]``, x's dtype, contiguous, new.  Statistics and products are fp32 and rounded once.
+
+    Differentiable once in every tensor; gradients are bitwise the same on every run.
+
+    Raises:
+        TypeError: an argument is no floating-point tensor.  ValueError: a shape, device or option does not fit.
+
+    Source: AdaLN of Peebles & Xie 2023 (DiT), section 3.
+    """
+    tensors = _check_adaln_modulate(x, scale, shift, weight=weight, bias=bias, norm=norm, eps=eps)
+    backend = backends.select(_ADALN_MODULATE, tensors)
+    if backend == "reference":
+        return reference.contiguous(reference.modulate(x, scale, shift, weight, bias, norm, eps))
+    return _seam(backend, norm, "identity", eps, x, None, None, scale, shift, weight, bias)[1]
+
+
+def gated_residual(x: Tensor, branch: Tensor, gate: Tensor | None, *, gate_fn: str = "identity") -> Tensor:
+    """Add a gated branch to the residual stream.
+
+        x' = x + g(gate) * branch,      g(gate) = gate  or  sigmoid(1 - gate) for ``gate_fn="sigmoid_one_minus"``
+
+    Args:
+        x, branch: ``[B, N, D]``, any layout; branch may have another dtype than x.
+        gate: ``[D]``, ``[B|1, D]`` or ``[B|1, 1|N, D]``, any strides, or None (the branch is added as it is).
+
+    Returns:
+        x' ``[B, N, D]``, x's dtype, contiguous, new.
+
+    Differentiable once in every tensor; gradients are bitwise the same on every run.
+
+    Raises:
+        TypeError: an argument is no floating-point tensor.  ValueError: a shape, device or option does not fit.
+
+    Source: AdaLN-Zero of Peebles & Xie 2023 (DiT); ``sigmoid_one_minus`` as in Stable Audio 3.
+    """
+    tensors = _check_gated_residual(x, branch, gate, gate_fn=gate_fn)
+    backend = backends.select(_GATED_RESIDUAL, tensors)
+    if backend == "reference":
+        return reference.contiguous(reference.add_gated(x, branch, gate, gate_fn))
+    return _seam(backend, None, gate_fn, 0.0, x, branch, gate, None, None, None, None)[0]
+
+
+def gated_residual_adaln(
+    x: Tensor,
+    branch: Tensor,
+    gate: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    *,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    norm: str = "layer",
+    eps: float = 1e-6,
+    gate_fn: str = "identity",
+) -> tuple[Tensor, Tensor]:
+    """The seam between two branches: close one, open the next, in one pass over the row.
+
+        x' = x + g(gate) * branch
+        h  = (norm(x') * weight + bias) * (1 + scale) + shift          norm taken of x' as stored
+
+    Arguments, dtypes and errors as in :func:`gated_residual` and :func:`adaln_modulate`, of which it is the sum:
+    ``h`` is bitwise ``adaln_modulate(x', ...)`` on the same implementation.
+
+    Returns:
+        (x', h), both ``[B, N, D]``, x's dtype, contiguous, new.
+    """
+    tensors = _check_gated_residual_adaln(
+        x, branch, gate, scale, shift, weight=weight, bias=bias, norm=norm, eps=eps, gate_fn=gate_fn
+    )
+    backend = backends.select(_GATED_RESIDUAL_ADALN, tensors)
+    if backend == "reference":
+        x_new = reference.contiguous(reference.add_gated(x, branch, gate, gate_fn))
+        return x_new, reference.modulate(x_new, scale, shift, weight, bias, norm, eps)
+    return _seam(backend, norm, gate_fn, eps, x, branch, gate, scale, shift, weight, bias)
+
+
+def _seam(backend, norm, gate_fn, eps, x, *rest: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(x', h) on a compiled implementation; whichever the op does not have is an empty tensor."""
+    settings = (backend, operators.NORMS[norm], operators.GATE_FNS[gate_fn], eps)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *rest)):
+        return _Seam.apply(settings, x, *rest)
+    return operators.forward_operator(backend)(x, *rest, *settings[1:])[:2]
+
+
+class _Seam(torch.autograd.Function):
+    """Forward and backward stay on one implementation, whatever ``use_backend`` says by the time of the backward."""
+
+    @staticmethod
+    def forward(ctx, settings, x, branch, gate, scale, shift, weight, bias):
+        backend, norm, gate_fn, eps = settings
+        x_new, h, stats = operators.forward_operator(backend)(
+            x, branch, gate, scale, shift, weight, bias, norm, gate_fn, eps
+        )
+        ctx.set_materialize_grads(False)
+        ctx.settings = backend, norm, gate_fn
+        ctx.save_for_backward(x if branch is None else x_new, stats, branch, gate, scale, shift, weight, bias)
+        ctx.mark_non_differentiable(*(t for t, there in ((x_new, branch is not None), (h, norm)) if not there))
+        return x_new, h
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_x, grad_h):
+        backend, norm, gate_fn = ctx.settings
+        x, stats, branch, gate, scale, shift, weight, bias = ctx.saved_tensors
+        if grad_h is None:
+            norm, scale, shift, weight, bias = 0, None, None, None, None
+        if grad_x is None and grad_h is None:
+            return (None,) * 8
+        if not norm:
+            grad_h = None
+        needs = sum(
+            1 << bit
+            for bit, t in enumerate((x, branch, gate, scale, shift, weight, bias))
+            if t is not None and ctx.needs_input_grad[1 + bit]
+        )
+        # Two gradients that need no kernel: without a norm dx is grad_x, without a gate dbranch is dx.
+        dx_is_grad = bool(needs & operators.NEED_X) and not norm
+        dbranch_is_dx = bool(needs & operators.NEED_BRANCH) and gate is None and branch.dtype == x.dtype
+        if dx_is_grad or (dbranch_is_dx and not norm):
+            needs &= ~operators.NEED_X
+        if dbranch_is_dx:
+            needs &= ~operators.NEED_BRANCH
+            needs |= operators.NEED_X if norm else 0
+        grads = [None] * 7
+        if needs:
+            computed = operators.backward_operator(backend)(
+                grad_x, grad_h, x, stats, branch, gate, scale, shift, weight, bias, norm, gate_fn, needs
+            )
+            grads = [g if needs >> bit & 1 else None for bit, g in enumerate(computed)]
+        if dx_is_grad:
+            grads[0] = grad_x
+        if dbranch_is_dx:
+            grads[1] = grads[0] if norm else grad_x
+        return None, *(g if ctx.needs_input_grad[1 + i] else None for i, g in enumerate(grads))
+
+
+def _is_modulation(t: Tensor, b: int, n: int, d: int) -> bool:
+    if t.dim() == 1:
+        return t.shape[0] == d
+    if t.dim() == 2:
+        return t.shape[1] == d and (t.shape[0] == 1 or t.shape[0] == b)
+    return (
+        t.dim() == 3
+        and t.shape[2] == d
+        and (t.shape[0] == 1 or t.shape[0] == b)
+        and (t.shape[1] == 1 or t.shape[1] == n)
+    )
+
+
+def _check_tensor(op: str, name: str, t: object, x: Tensor | None = None) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(t).__name__}")
+    if t.dtype not in _DTYPES:
+        raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {t.dtype}")
+    if x is not None and t.device != x.device:
+        raise ValueError(f"{op}: {name} is on {t.device} and x on {x.device}; put both on one device")
+
+
+def _check(op: str, x, branch, modulations: dict[str, Tensor | None], norm, eps, gate_fn) -> None:
+    """One walk over the arguments of any op of the family."""
+    _check_tensor(op, "x", x)
+    if x.dim() != 3 or x.shape[2] == 0:
+        raise ValueError(f"{op}: x must be [B, N, D] with D > 0, got {list(x.shape)}")
+    if branch is not None:
+        _check_tensor(op, "branch", branch, x)
+        if branch.shape != x.shape:
+            raise ValueError(f"{op}: branch must have x's shape {list(x.shape)}, got {list(branch.shape)}")
+    for name, t in modulations.items():
+        if t is None:
+            continue
+        _check_tensor(op, name, t, x)
+        if not _is_modulation(t, *x.shape):
+            b, n, d = x.shape
+            raise ValueError(
+                f"{op}: {name} must be [{d}], [{b} or 1, {d}] or [{b} or 1, {n} or 1, {d}] beside x"
+                f" {list(x.shape)}, got {list(t.shape)}"
+            )
+    if norm not in operators.NORMS or (norm is None and op != "gated_residual"):
+        raise ValueError(f"{op}: norm must be 'layer' or 'rms', got {norm!r}")
+    if gate_fn not in operators.GATE_FNS:
+        raise ValueError(f"{op}: gate_fn must be 'identity' or 'sigmoid_one_minus', got {gate_fn!r}")
+    if not eps >= 0:
+        raise ValueError(f"{op}: eps must be a number >= 0, got {eps!r}")
+    _refuse_transforms(op, (x, branch, *modulations.values()))
+
+
+def _refuse_transforms(op: str, tensors: tuple[Tensor | None, ...]) -> None:
+    """vmap and forward-mode AD would be wrong without a word on some implementations: refused by name on all."""
+    if torch.compiler.is_compiling():
+        return
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise NotImplementedError(f"{op}: torch.func transforms (vmap, jvp, grad) are not supported; use autograd")
+    if torch.autograd.forward_ad._current_level >= 0 and any(
+        t is not None and torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in tensors
+    ):
+        raise NotImplementedError(f"{op}: forward-mode differentiation (jvp) is not supported; use reverse mode")
+
+
+def _check_adaln_modulate(x, scale, shift, *, weight=None, bias=None, norm="layer", eps=1e-6):
+    modulations = {"scale": scale, "shift": shift, "weight": weight, "bias": bias}
+    _check("adaln_modulate", x, None, modulations, norm, eps, "identity")
+    return x, scale, shift, weight, bias
+
+
+def _check_gated_residual(x, branch, gate, *, gate_fn="identity"):
+    _check_tensor("gated_residual", "branch", branch)
+    _check("gated_residual", x, branch, {"gate": gate}, None, 0.0, gate_fn)
+    return x, branch, gate
+
+
+def _check_gated_residual_adaln(
+    x, branch, gate, scale, shift, *, weight=None, bias=None, norm="layer", eps=1e-6, gate_fn="identity"
+):
+    _check_tensor("gated_residual_adaln", "branch", branch)
+    modulations = {"gate": gate, "scale": scale, "shift": shift, "weight": weight, "bias": bias}
+    _check("gated_residual_adaln", x, branch, modulations, norm, eps, gate_fn)
+    return x, branch, gate, scale, shift, weight, bias
+
+
+def _limits(backend: str, x: Tensor) -> str | None:
+    if backend == "triton":
+        from presto_kernels.ops.modulation import triton_kernels
+
+        return triton_kernels.limits(x.shape[2])
+    return None
+
+
+_ADALN_MODULATE = backends.Op("adaln_modulate", _IMPLEMENTATIONS, _check_adaln_modulate, _limits)
+_GATED_RESIDUAL = backends.Op("gated_residual", _IMPLEMENTATIONS, _check_gated_residual, _limits)
+_GATED_RESIDUAL_ADALN = backends.Op("gated_residual_adaln", _IMPLEMENTATIONS, _check_gated_residual_adaln, _limits)
+for _op in (_ADALN_MODULATE, _GATED_RESIDUAL, _GATED_RESIDUAL_ADALN):
+    backends.register(_op)

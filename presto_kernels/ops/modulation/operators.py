@@ -1,0 +1,71 @@
+"""The operator boundary of the AdaLN family: one operator forward, one backward, per compiled implementation.
+
+``presto_kernels::seam`` is implemented by the C++ library on CPU and CUDA tensors; ``presto_kernels::seam_triton`` by
+the Triton kernels.  Both have one schema and one fake, so ``torch.compile`` sees the same thing whichever runs.
+
+    x'  = x + g(gate) * branch                                     (branch given)
+    h   = (norm(x') * weight + bias) * (1 + scale) + shift         (norm != NONE)
+
+forward  -> (x', h, stats): ``[B, N, D]``, ``[B, N, D]``, fp32 ``[B, N, 2]`` = (mean, rstd) of each row of x'.
+backward -> (dx, dbranch, dgate, dscale, dshift, dweight, dbias), each with the shape and dtype of what it belongs to.
+What is not there (x' without a branch, h and stats without a norm, a gradient nobody ``needs``) is a tensor of shape [0]:
+an operator's schema cannot return None.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+NORMS = {None: 0, "layer": 1, "rms": 2}
+GATE_FNS = {"identity": 0, "sigmoid_one_minus": 1}
+
+# Bits of `needs`, in the order of the backward's outputs.
+NEED_X, NEED_BRANCH, NEED_GATE, NEED_SCALE, NEED_SHIFT, NEED_WEIGHT, NEED_BIAS = (1 << i for i in range(7))
+
+_INPUTS = "Tensor? branch, Tensor? gate, Tensor? scale, Tensor? shift, Tensor? weight, Tensor? bias"
+_FORWARD = f"(Tensor x, {_INPUTS}, int norm, int gate_fn, float eps) -> (Tensor, Tensor, Tensor)"
+_BACKWARD = (
+    f"(Tensor? grad_x, Tensor? grad_h, Tensor x, Tensor stats, {_INPUTS}, int norm, int gate_fn, int needs)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def _seam_fake(x, branch, gate, scale, shift, weight, bias, norm, gate_fn, eps):
+    nothing = x.new_empty(0)
+    x_new = x.new_empty(x.shape) if branch is not None else nothing
+    if not norm:
+        return x_new, x.new_empty(0), x.new_empty(0, dtype=torch.float32)
+    return x_new, x.new_empty(x.shape), x.new_empty((x.shape[0], x.shape[1], 2), dtype=torch.float32)
+
+
+def _seam_backward_fake(
+    grad_x, grad_h, x, stats, branch, gate, scale, shift, weight, bias, norm, gate_fn, needs
+) -> tuple[Tensor, ...]:
+    owners = (x, branch, gate, scale, shift, weight, bias)
+    return tuple(
+        owner.new_empty(owner.shape) if needs >> bit & 1 else x.new_empty(0) for bit, owner in enumerate(owners)
+    )
+
+
+for _name in ("seam", "seam_triton"):
+    torch.library.define(f"presto_kernels::{_name}", _FORWARD)
+    torch.library.define(f"presto_kernels::{_name}_backward", _BACKWARD)
+    torch.library.register_fake(f"presto_kernels::{_name}", _seam_fake)
+    torch.library.register_fake(f"presto_kernels::{_name}_backward", _seam_backward_fake)
+
+
+def forward_operator(backend: str):
+    """The forward operator that carries ``backend`` ("cpu", "cuda" or "triton")."""
+    if backend == "triton":
+        # Registers its two operators when it is first imported, so that nobody pays for Triton who does not use it.
+        from presto_kernels.ops.modulation import triton_kernels  # noqa: F401
+
+        return torch.ops.presto_kernels.seam_triton.default
+    return torch.ops.presto_kernels.seam.default
+
+
+def backward_operator(backend: str):
+    """The backward operator that belongs to :func:`forward_operator`."""
+    operators = torch.ops.presto_kernels
+    return operators.seam_triton_backward.default if backend == "triton" else operators.seam_backward.default

@@ -1,0 +1,490 @@
+"""The diffusion transformer over audio latents, on presto_kernels' fused seams."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from presto_kernels import LayerSchedule, adaln_modulate, gated_residual_adaln
+from presto_models.conditioning import Conditioning
+from presto_models.embeddings import ConditionEmbedder, apply_rotary, rotary_tables
+from presto_models.layer_dropping import Walk, mixed_walk, uniform_walk
+from presto_models.precomputed import Precomputed, Step, TextCache
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Sizes of a :class:`DiT`.  Architecture and sizes are ours: Presto's own could not be read.
+
+    Args:
+        num_blocks, dim, num_heads: depth, width, heads; a head has ``dim / num_heads`` dims.
+        mlp_dim: inner width of SwiGLU.
+        in_channels: latent channels C.
+        text_dim: width of the text tokens.
+        pooled_dim: width of the pooled text vector; 0: the model takes none.
+        rotary_dim: how many dims of each head are rotated, even; None: all of them.
+        rotary_base: the longest wavelength over 2 pi.
+        norm_eps, qk_norm_eps: added to variance and mean square.
+        noise_features: Fourier features of a noise level, even.
+        takes_sigma_to: conditioned on a second noise level (CTM students).
+        takes_guidance: conditioned on the guidance scale (students that take it as an input).
+        keep_last: how many of the last blocks every layer budget keeps; 0 is ASE.
+        nominal_latents: the length the model is made for; any other runs too.
+    """
+
+    num_blocks: int = 24
+    dim: int = 1024
+    num_heads: int = 16
+    mlp_dim: int = 4096
+    in_channels: int = 64
+    text_dim: int = 768
+    pooled_dim: int = 768
+    rotary_dim: int | None = None
+    rotary_base: float = 10000.0
+    norm_eps: float = 1e-6
+    qk_norm_eps: float = 1e-6
+    noise_features: int = 256
+    takes_sigma_to: bool = False
+    takes_guidance: bool = False
+    keep_last: int = 1
+    nominal_latents: int = 1379
+
+    def __post_init__(self) -> None:
+        for name in ("num_blocks", "dim", "num_heads", "mlp_dim", "in_channels", "text_dim", "nominal_latents"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.dim % self.num_heads:
+            raise ValueError(f"dim must be a multiple of num_heads, got {self.dim} and {self.num_heads}")
+        if self.rotary_dim is None:
+            object.__setattr__(self, "rotary_dim", self.head_dim)
+        if self.rotary_size % 2 or not 2 <= self.rotary_size <= self.head_dim:
+            raise ValueError(f"rotary_dim must be even, from 2 to the head's {self.head_dim}, got {self.rotary_dim}")
+        if self.pooled_dim < 0:
+            raise ValueError(f"pooled_dim must be at least 0, got {self.pooled_dim}")
+        if self.noise_features < 2 or self.noise_features % 2:
+            raise ValueError(f"noise_features must be even and at least 2, got {self.noise_features}")
+        if not 0 <= self.keep_last <= self.num_blocks:
+            raise ValueError(f"keep_last must be from 0 to num_blocks = {self.num_blocks}, got {self.keep_last}")
+        for name in ("rotary_base", "norm_eps", "qk_norm_eps"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    @property
+    def head_dim(self) -> int:
+        """Dims of one head."""
+        return self.dim // self.num_heads
+
+    @property
+    def rotary_size(self) -> int:
+        """``rotary_dim`` with None resolved."""
+        return self.head_dim if self.rotary_dim is None else self.rotary_dim
+
+    @classmethod
+    def named(cls, name: str) -> DiTConfig:
+        """``"presto-32s"``: paper scale, 32 s at 44.1 kHz and hop 1024 (1379 latents).  ``"tiny"``: for tests.
+
+        Eight blocks are the fewest at which the default layer schedule has four different budgets.
+        """
+        if name not in _NAMED:
+            raise ValueError(f"name must be one of {', '.join(_NAMED)}; got {name!r}")
+        return cls(**_NAMED[name])
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> DiTConfig:
+        """The config :meth:`to_dict` wrote."""
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, ready for JSON."""
+        return asdict(self)
+
+
+_NAMED: dict[str, dict[str, Any]] = {
+    "presto-32s": {},
+    "tiny": {
+        "num_blocks": 8,
+        "dim": 128,
+        "num_heads": 2,
+        "mlp_dim": 384,
+        "in_channels": 16,
+        "text_dim": 48,
+        "pooled_dim": 32,
+        "noise_features": 32,
+        "nominal_latents": 87,
+    },
+}
+
+
+class SelfAttention(nn.Module):
+    """Attention along time: fused QKV, RMS QK-norm per head, rotary.  No biases."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.num_heads, self.eps = config.num_heads, config.qk_norm_eps
+        self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
+        self.q_norm = nn.Parameter(torch.ones(config.head_dim))
+        self.k_norm = nn.Parameter(torch.ones(config.head_dim))
+        self.out = nn.Linear(config.dim, config.dim, bias=False)
+
+    def forward(self, h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """``[B, N, D]`` to ``[B, N, D]``."""
+        batch, length, dim = h.shape
+        heads = (batch, length, self.num_heads, dim // self.num_heads)
+        # The op reads rows of one head at their stride inside the projection, so q and k are never copied out of it.
+        q, k, v = self.qkv(h).view(batch * length, 3, *heads[2:]).unbind(1)
+        q = adaln_modulate(q, None, None, weight=self.q_norm, norm="rms", eps=self.eps).view(heads)
+        k = adaln_modulate(k, None, None, weight=self.k_norm, norm="rms", eps=self.eps).view(heads)
+        q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
+        y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.view(heads).transpose(1, 2))
+        return self.out(y.transpose(1, 2).reshape(batch, length, dim))
+
+
+class CrossAttention(nn.Module):
+    """Attention from time to text, RMS QK-norm per head on both sides.  No biases, so that zero text adds exactly 0."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.num_heads, self.eps = config.num_heads, config.qk_norm_eps
+        self.q = nn.Linear(config.dim, config.dim, bias=False)
+        self.kv = nn.Linear(config.text_dim, 2 * config.dim, bias=False)
+        self.q_norm = nn.Parameter(torch.ones(config.head_dim))
+        self.k_norm = nn.Parameter(torch.ones(config.head_dim))
+        self.out = nn.Linear(config.dim, config.dim, bias=False)
+        nn.init.zeros_(self.out.weight)
+
+    def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens ``[B, L, text_dim]`` to keys, already normalised, and values, each ``[B, L, H, Dh]``."""
+        batch, length, _ = tokens.shape
+        k, v = self.kv(tokens).view(batch * length, 2, self.num_heads, -1).unbind(1)
+        k = adaln_modulate(k, None, None, weight=self.k_norm, norm="rms", eps=self.eps)
+        return k.view(batch, length, self.num_heads, -1), v.view(batch, length, self.num_heads, -1)
+
+    def forward(self, h: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """``[B, N, D]`` to ``[B, N, D]``; mask ``[B, 1, 1, L]``, True where there is text."""
+        batch, length, dim = h.shape
+        q = self.q(h).view(batch * length, self.num_heads, -1)
+        q = adaln_modulate(q, None, None, weight=self.q_norm, norm="rms", eps=self.eps)
+        q = q.view(batch, length, self.num_heads, -1)
+        y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
+        return self.out(y.transpose(1, 2).reshape(batch, length, dim))
+
+
+class SwiGLU(nn.Module):
+    """down(value * silu(gate)), (value, gate) the two halves of up(h).  No biases."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.dim, 2 * config.mlp_dim, bias=False)
+        self.down = nn.Linear(config.mlp_dim, config.dim, bias=False)
+
+    def forward(self, h: Tensor) -> Tensor:
+        """``[B, N, D]`` to ``[B, N, D]``."""
+        value, gate = self.up(h).chunk(2, dim=-1)
+        return self.down(value * F.silu(gate))
+
+
+class Block(nn.Module):
+    """The three branches of one block.  It has no forward: the seams between branches also join one block to the next."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.self_attention = SelfAttention(config)
+        self.cross_norm = nn.Parameter(torch.ones(config.dim))
+        self.cross_attention = CrossAttention(config)
+        self.mlp = SwiGLU(config)
+
+
+class DiT(nn.Module):
+    """F of EDM's denoiser: latents at a noise level in, the network's raw output out.
+
+    A block is AdaLN-Zero (Peebles & Xie 2023) around self-attention and SwiGLU, six modulations in the order scale, shift,
+    gate for attention, then scale, shift, gate for SwiGLU; between them cross-attention to text behind a plain LayerNorm
+    with a learned weight, ungated, as PixArt-alpha has it.  The norms that are modulated have no weight of their own.
+    With (scale_0, shift_0), ... the modulations of block l and (scale', shift') what opens the next block *that is kept*, or
+    the final layer:
+
+        x, h = x + gate_0 attn(h),   LN(x) w
+        x, h = x + cross(h),         LN(x) (1 + scale_1) + shift_1
+        x, h = x + gate_1 mlp(h),    LN(x) (1 + scale') + shift'
+
+    each line one :func:`presto_kernels.gated_residual_adaln`, so a dropped block costs nothing, not even a norm.
+
+    All blocks' modulations are rows of one linear layer: six times ``num_blocks`` and the final layer's scale and shift.
+    Gates, modulations, cross-attention's projection and the last projection start at zero.
+    """
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.proj_in = nn.Linear(config.in_channels, config.dim)
+        self.condition = ConditionEmbedder(config)
+        self.modulation = nn.Linear(config.dim, (6 * config.num_blocks + 2) * config.dim)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_blocks))
+        self.proj_out = nn.Linear(config.dim, config.in_channels)
+        for zero in (self.modulation, self.proj_out):
+            nn.init.zeros_(zero.weight)
+            nn.init.zeros_(zero.bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        conditioning: Conditioning,
+        *,
+        blocks: Sequence[int] | None = None,
+        budgets: Sequence[int] | None = None,
+        precomputed: Step | None = None,
+        sigma_to: Tensor | None = None,
+        guidance: Tensor | None = None,
+    ) -> Tensor:
+        """The raw network output F, for EDM's preconditioning to scale.
+
+        Args:
+            x: ``[B, N, C]``, any floating dtype, cast to the model's; c_in is already multiplied in.
+            sigma: ``[B]``, fp32: the noise level itself, embedded as ln(sigma) / 4.
+            conditioning: B samples of text.
+            blocks: increasing indices of the blocks that run, the same for every sample (``LayerSchedule.kept(sigma)``);
+                None: all.
+            budgets: how many blocks run for each sample, B host ints that do not rise along the batch; a sample with
+                budget b runs the first ``b - keep_last`` and the last ``keep_last`` blocks (``config.keep_last``).  A
+                block's work is done only for the samples that keep it.  For training batches.
+            precomputed: one step of :meth:`precompute`.  It brings the blocks, the modulation and the text, and ``sigma``,
+                ``sigma_to``, ``guidance`` and the tensors of ``conditioning`` are then not read.
+            sigma_to: ``[B]``, when ``config.takes_sigma_to``.
+            guidance: ``[B]``, when ``config.takes_guidance``.
+
+        Returns:
+            F ``[B, N, C]``, the model's dtype.
+
+        The model is conditioned on the number of blocks that run.  ``blocks`` of all of them, budgets that are all full and
+        neither are bitwise the same.
+
+        Raises:
+            ValueError: a shape, or a combination of arguments, does not fit.
+        """
+        self._check(x, sigma, conditioning)
+        batch, length, _ = x.shape
+        if sum(given is not None for given in (blocks, budgets, precomputed)) > 1:
+            raise ValueError("blocks, budgets and precomputed exclude each other: give one of them")
+        if precomputed is None:
+            config = self.config
+            if budgets is None:
+                walk = uniform_walk(blocks, config.num_blocks)
+            else:
+                walk = mixed_walk(budgets, batch, config.num_blocks, config.keep_last)
+            modulation = self._modulation(
+                conditioning,
+                sigma=sigma,
+                budget=self.condition.budget_rows((len(walk.blocks),) if budgets is None else budgets),
+                sigma_to=sigma_to,
+                guidance=guidance,
+                blocks=walk.blocks,
+            )
+            tokens, mask = self._text(conditioning)
+            keys_values, rotary = None, None
+        else:
+            walk = Walk(precomputed.blocks, None, len(precomputed.blocks))
+            modulation, rotary = precomputed.modulation, precomputed.rotary
+            tokens, mask, keys_values = None, precomputed.text.mask, precomputed.text.keys_values
+        cos, sin = self._rotary(length, x.device) if rotary is None else rotary
+
+        x = self.proj_in(x.to(self.proj_in.weight.dtype))
+        h = adaln_modulate(x, *_opening(modulation, walk, 0, batch), eps=self.config.norm_eps)
+        aside: list[tuple[Tensor, Tensor]] = []
+        x, h = _regroup(x, h, walk, 0, aside)
+        for position, index in enumerate(walk.blocks):
+            block, rows, text_mask = self.blocks[index], modulation[position], mask
+            if walk.active is not None:
+                active = walk.active[position]
+                rows, text_mask = rows[:active], None if mask is None else mask[:active]
+            if keys_values is None:
+                k, v = block.cross_attention.keys_values(tokens[: x.shape[0]])
+            else:
+                k, v = keys_values[index]
+            _, _, gate_attention, scale_mlp, shift_mlp, gate_mlp = rows.unbind(1)
+            branch = block.self_attention(h, cos, sin)
+            x, h = self._seam(x, branch, gate_attention, None, None, weight=block.cross_norm)
+            branch = block.cross_attention(h, k, v, text_mask)
+            x, h = self._seam(x, branch, None, scale_mlp, shift_mlp)
+            branch = block.mlp(h)
+            x, h = self._seam(x, branch, gate_mlp, *_opening(modulation, walk, position + 1, x.shape[0]))
+            x, h = _regroup(x, h, walk, position + 1, aside)
+        return self.proj_out(h)
+
+    @torch.no_grad()
+    def precompute(
+        self,
+        conditioning: Conditioning,
+        sigmas: Sequence[float],
+        budgets: Sequence[int] | None = None,
+        *,
+        length: int | None = None,
+        sigma_to: Sequence[float] | None = None,
+        guidance: float | None = None,
+        text: TextCache | None = None,
+    ) -> Precomputed:
+        """Everything that does not depend on x, for every step of a fixed schedule.
+
+        The modulation of every kept block at every step is one GEMM over steps x batch; text keys and values are one
+        projection per block.  Nothing of it is kept in the module, and none of it carries gradients: through
+        ``precomputed`` a gradient reaches x alone.
+
+        Args:
+            conditioning: B samples of text.
+            sigmas: the noise level of each step, positive host numbers.
+            budgets: how many blocks run at each step (``config.keep_last`` of them the last); None: all.
+            length: N, to compute the rotary tables too.
+            sigma_to, guidance: where the config takes them, a noise level per step and one scale.
+            text: the text of an earlier result for the same conditioning, used again.
+
+        Returns:
+            :class:`Precomputed`; ``forward(precomputed=result.step(i))`` runs step i.  Keys and values are bitwise what
+            forward computes; modulation agrees within rounding, since one GEMM for all steps may add in another order.
+        """
+        config, sigmas = self.config, tuple(float(s) for s in sigmas)
+        budgets = (config.num_blocks,) * len(sigmas) if budgets is None else tuple(budgets)
+        if not sigmas or not all(s > 0 for s in sigmas):
+            raise ValueError(f"sigmas must be positive, at least one (without the schedule's last 0), got {sigmas}")
+        for name, given in (("budgets", budgets), ("sigma_to", sigma_to)):
+            if given is not None and len(given) != len(sigmas):
+                raise ValueError(f"{name} must have one entry per sigma, {len(sigmas)}, got {len(given)}")
+        self._check_conditioning(conditioning, conditioning.batch_size)
+        kept = [LayerSchedule(config.num_blocks, (), (b,), config.keep_last).kept(0.0) for b in budgets]
+        union = tuple(sorted(set().union(*kept)))
+
+        like = conditioning.tokens.new_empty(0, dtype=self._condition_dtype())
+        per_step = {
+            "sigma": like.new_tensor(sigmas).unsqueeze(1),
+            "sigma_to": None if sigma_to is None else like.new_tensor(tuple(sigma_to)).unsqueeze(1),
+            "guidance": None if guidance is None else like.new_full((1, 1), guidance),
+        }
+        rows = self.condition.budget_rows(budgets)
+        modulation = self._modulation(
+            conditioning, budget=None if rows is None else rows.unsqueeze(1), blocks=union, **per_step
+        )
+        if text is None:
+            tokens, mask = self._text(conditioning)
+            text = TextCache(tuple(block.cross_attention.keys_values(tokens) for block in self.blocks), mask)
+        rotary = None if length is None else self._rotary(length, conditioning.tokens.device)
+        position = {block: i for i, block in enumerate(union)}
+        steps = tuple(
+            Step(sigma, blocks, tuple(modulation[position[b]][i] for b in blocks) + (modulation[-1][i],), text, rotary)
+            for i, (sigma, blocks) in enumerate(zip(sigmas, kept))
+        )
+        return Precomputed(steps, text)
+
+    def _seam(
+        self,
+        x: Tensor,
+        branch: Tensor,
+        gate: Tensor | None,
+        scale: Tensor | None,
+        shift: Tensor | None,
+        weight: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        return gated_residual_adaln(x, branch, gate, scale, shift, weight=weight, eps=self.config.norm_eps)
+
+    def _modulation(
+        self,
+        conditioning: Conditioning,
+        *,
+        sigma: Tensor,
+        budget: Tensor | None,
+        sigma_to: Tensor | None,
+        guidance: Tensor | None,
+        blocks: tuple[int, ...],
+    ) -> tuple[Tensor, ...]:
+        """Rows ``[..., 6, D]`` of each of ``blocks``, then ``[..., 2, D]`` of the final layer; one GEMM per run of blocks."""
+        for name, given, wanted in (
+            ("sigma_to", sigma_to, self.config.takes_sigma_to),
+            ("guidance", guidance, self.config.takes_guidance),
+        ):
+            if (given is not None) != wanted:
+                raise ValueError(f"{name} must be given exactly when config.takes_{name} is set, which is {wanted}")
+        c = F.silu(self.condition(sigma, conditioning.pooled, budget, sigma_to, guidance))
+        size = 6 * self.config.dim
+        # The final layer's two rows stand behind the last block's, so a run of neighbours may reach into them.
+        indices = (*blocks, self.config.num_blocks)
+        parts: list[Tensor] = []
+        first = 0
+        for last, index in enumerate(indices):
+            if last + 1 < len(indices) and indices[last + 1] == index + 1:
+                continue
+            run = slice(size * indices[first], size * (index + 1))
+            flat = F.linear(c, self.modulation.weight[run], self.modulation.bias[run])
+            parts += [part.unflatten(-1, (-1, self.config.dim)) for part in flat.split(size, dim=-1)]
+            first = last + 1
+        return tuple(parts)
+
+    def _text(self, conditioning: Conditioning) -> tuple[Tensor, Tensor | None]:
+        """Tokens in the model's dtype with the padding zeroed, and the mask of keys, or None."""
+        tokens = conditioning.tokens.to(self.proj_in.weight.dtype)
+        if conditioning.lengths is None:
+            return tokens, None
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        lengths = conditioning.lengths.unsqueeze(1)
+        tokens = tokens.masked_fill((positions >= lengths).unsqueeze(2), 0)
+        # A sample with no text attends to its first, zeroed token: value 0, hence result 0, with no softmax over nothing.
+        return tokens, (positions < lengths.clamp(min=1))[:, None, None]
+
+    def _rotary(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        return rotary_tables(length, self.config.rotary_size, base=self.config.rotary_base, device=device)
+
+    def _condition_dtype(self) -> torch.dtype:
+        return torch.promote_types(self.proj_in.weight.dtype, torch.float32)
+
+    def _check(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> None:
+        if x.dim() != 3 or x.shape[2] != self.config.in_channels or not x.is_floating_point():
+            raise ValueError(
+                f"x must be floating-point [B, N, {self.config.in_channels}], got {x.dtype} {tuple(x.shape)}"
+            )
+        if sigma.shape != x.shape[:1]:
+            raise ValueError(f"sigma must be [{x.shape[0]}], one per sample, got {tuple(sigma.shape)}")
+        self._check_conditioning(conditioning, x.shape[0])
+
+    def _check_conditioning(self, conditioning: Conditioning, batch: int) -> None:
+        tokens, pooled = conditioning.tokens, conditioning.pooled
+        if tokens.shape[0] != batch or tokens.shape[2] != self.config.text_dim:
+            raise ValueError(
+                f"conditioning.tokens must be [{batch}, L, {self.config.text_dim}], got {tuple(tokens.shape)}"
+            )
+        width = None if pooled is None else pooled.shape[1]
+        if width != (self.config.pooled_dim or None):
+            raise ValueError(
+                f"conditioning.pooled must be [B, {self.config.pooled_dim}] (None when pooled_dim is 0), got width {width}"
+            )
+
+
+def _opening(
+    modulation: tuple[Tensor, ...], walk: Walk, position: int, rows: int
+) -> tuple[Tensor, Tensor]:
+    """(scale, shift) with which ``rows`` samples enter the block at ``position``; those that leave there, the join."""
+    scale, shift = modulation[position][:, 0], modulation[position][:, 1]
+    if walk.active is None:
+        return scale, shift
+    staying = walk.staying(position, rows)
+    leaving_scale, leaving_shift = modulation[walk.join][staying:rows].unbind(1)[:2]
+    return torch.cat((scale[:staying], leaving_scale)), torch.cat((shift[:staying], leaving_shift))
+
+
+def _regroup(
+    x: Tensor, h: Tensor, walk: Walk, position: int, aside: list[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Set aside the samples that do not enter the block at ``position``; at the join, put all together again."""
+    if walk.active is None:
+        return x, h
+    if position == walk.join:
+        together = [(x, h), *reversed(aside)]
+        aside.clear()
+        return torch.cat([pair[0] for pair in together]), torch.cat([pair[1] for pair in together])
+    staying = walk.staying(position, x.shape[0])
+    if staying < x.shape[0]:
+        # split, not two slices: its backward is one concatenation instead of two padded sums.
+        (x, x_left), (h, h_left) = (t.split([staying, t.shape[0] - staying]) for t in (x, h))
+        aside.append((x_left, h_left))
+    return x, h
