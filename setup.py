@@ -75,7 +75,7 @@ class Build(build_ext):
         include, cuda = torch_include(), cuda_home()
         if include is None:
             raise RuntimeError(f"torch's headers were not found; install {TORCH} first, or build with isolation")
-        flags = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", TARGET, f"-I{ROOT / 'csrc'}"]
+        flags = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wall", TARGET, f"-I{ROOT / 'csrc'}"]
         flags += [f"-isystem{include}", f"-isystem{include / 'torch/csrc/api/include'}"]
         flags += ["-DPRESTO_CUDA"] if cuda else []
         # GCC 12 warns about its own AVX-512 header.

@@ -1,34 +1,89 @@
-"""`python -m bench ops --aot`: what the compilers make of every kernel for GPUs that are not here."""
+"""`python -m bench ops --aot`: what the compilers make of every kernel for GPUs that are not here, beside what it must do."""
 
 from __future__ import annotations
 
+import re
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from bench import counting, machine, show
-from bench.results import write_json
+from rich.table import Table
 
-SHAPE = (2, 1379, 1024)
+from bench import counting, machine, show
+from bench.results import Row, write_json
+from presto_kernels.testing.aot import ARCHS, AotRecord, compile_all
+
+BATCH, TOKENS, WIDTH = 2, 1379, 1024
 
 
 def run(json: str | None) -> int:
-    """Compiles every kernel for sm_80, sm_90 and sm_100 and prints registers, spills and access widths beside the bytes
-    and operations of one call on [2, 1379, 1024]. Exit status 1 where a kernel spills."""
-    from presto_kernels.testing.aot import compile_all
-
-    with show.stage("compiling every kernel for sm_80, sm_90 and sm_100"):
-        records = compile_all()
-    rows = [_row(asdict(record)) for record in records]
+    """Compiles every kernel for sm_80, sm_90 and sm_100, prints the table and what was skipped, and why."""
+    with show.rounds("compiling for " + ", ".join(f"sm_{arch}" for arch in ARCHS)) as on_progress:
+        result = compile_all(progress=lambda done, total, _: on_progress(done / total))
+    rows = [record_row(record) for record in result.records]
     if json is not None:
-        write_json(json, {"shape": SHAPE, "rows": rows})
-    show.console.print(_table(rows))
-    for reason in sorted({reason for row in rows for reason in row["skipped"]}):
-        show.console.print(f"skipped: {reason}")
-    spilling = [row for row in rows if row["spills"]]
-    for row in spilling:
-        show.console.print(f"[bold red]spills[/] {row['kernel']} sm_{row['arch']}: {row['spills']} bytes")
-    return 1 if spilling else 0
+        write_json(json, {"shape": [BATCH, TOKENS, WIDTH], "rows": rows, "skipped": result.skipped})
+    for implementation in ("cuda", "triton"):
+        of_it = [row for row in rows if row["implementation"] == implementation]
+        if of_it:
+            show.console.print(kernel_table(implementation, of_it))
+    show.console.print(
+        f"MB, MFLOP: the fewest one call on [{BATCH}, {TOKENS}, D] can move and do. CUDA kernels serve the whole family and show"
+        " gated_residual_adaln. 16 B: loads and stores of 16 bytes or wider in the machine code, the fewest of the three"
+        " targets; narrower: the most of them (row statistics and partial sums, or a path for odd layouts).",
+        style="dim",
+    )
+    for reason in result.skipped:
+        show.console.print(f"skipped: {reason}", markup=False)
+    return 0
 
 
-def _row(record: dict[str, Any]) -> dict[str, Any]:
-    return record
+def record_row(record: AotRecord) -> Row:
+    """A record joined with the counted bytes and operations of the op it computes."""
+    count = _count(record)
+    return {**asdict(record), "bytes": count and count.bytes, "flops": count and count.flops}
+
+
+def _count(record: AotRecord) -> counting.Count | None:
+    """What the op must do; None for kernels that only finish sums."""
+    op = record.variant.split(",")[0] if record.implementation == "triton" else "gated_residual_adaln"
+    if "forward" in record.kernel:
+        formulas = counting.FORWARD
+    elif record.kernel.endswith(("rows", "columns")):
+        formulas = counting.BACKWARD
+    else:
+        return None
+    width = re.search(r"D=(\d+)", record.variant)
+    dtype = machine.DTYPES.get(record.dtype.split("/")[0], machine.DTYPES["bf16"])
+    return formulas[op]((BATCH, TOKENS, int(width[1]) if width else WIDTH), dtype.itemsize)
+
+
+def kernel_table(implementation: str, rows: Sequence[Row]) -> Table:
+    """One line a kernel and dtype, its targets side by side."""
+    kernels: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        kernels[row["kernel"], row["variant"], row["dtype"]].append(row)
+    targets = "/".join(str(arch) for arch in sorted({row["arch"] for row in rows}))
+    columns = ("kernel", "dtype", f"registers {targets}", "spills", "shared", "16 B", "narrower", "MB", "MFLOP")
+    cells = []
+    for (kernel, variant, dtype), of_it in kernels.items():
+        of_it = sorted(of_it, key=lambda row: row["arch"])
+
+        def pick(choose: Any, *fields: str, of_it: list[Row] = of_it) -> str:
+            return "+".join(str(choose(row[field] for row in of_it)) for field in fields)
+
+        cells.append(
+            (
+                f"{kernel} {variant}".strip(),
+                dtype,
+                "/".join(str(row["registers"]) for row in of_it),
+                pick(max, "spills"),
+                pick(max, "shared"),
+                pick(min, "loads16", "stores16"),
+                pick(max, "loads_other", "stores_other"),
+                show.number(of_it[0]["bytes"] / 1e6) if of_it[0]["bytes"] else None,
+                show.number(of_it[0]["flops"] / 1e6) if of_it[0]["flops"] else None,
+            )
+        )
+    return show.table(f"{implementation} kernels", columns, cells, left=2, wrap=1)

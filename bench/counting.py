@@ -28,6 +28,10 @@ class Count:
         """TFLOP/s at this time a call."""
         return self.flops / milliseconds / 1e9
 
+    def floor_ms(self, copy_gbs: float, matmul_tflops: float) -> float:
+        """The time no implementation can beat on a machine with these ceilings: the longer of moving and computing."""
+        return max(self.bytes / copy_gbs / 1e6, self.flops / matmul_tflops / 1e9)
+
 
 Shape = tuple[int, int, int]
 

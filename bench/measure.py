@@ -64,6 +64,7 @@ def interleave(
     warmup: int = 1,
     seed: int = 0,
     on_progress: Callable[[float], object] = lambda share: None,
+    on_round: Callable[[Samples], object] = lambda samples: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Samples:
     """Each round goes through the parts, and runs every implementation's part once, in a fresh order.
@@ -75,6 +76,7 @@ def interleave(
         measures: name → runs part i once and returns its milliseconds.
         warmup: rounds that are run first and not kept.
         on_progress: called after each part with the share done, 0 to 1.
+        on_round: called after each whole round with what is there so far.
     """
     shuffle = random.Random(seed)
     samples = Samples({name: [[] for _ in range(parts)] for name in measures})
@@ -93,6 +95,8 @@ def interleave(
                     _keep(samples, part, values)
                     done = index + (part + 1) / parts
                     on_progress(max(done / rounds, min(done / min_rounds, (clock() - started) / seconds)))
+            if index >= 0:
+                on_round(samples)
     except KeyboardInterrupt:
         samples.interrupted = True
         _drop_unpaired(samples)

@@ -10,7 +10,7 @@ from rich.table import Table
 from torch import Tensor
 
 import presto_kernels
-from bench import aot, checks, cuda, machine, measure, op_timers, show
+from bench import checks, cuda, machine, measure, op_timers, show
 from bench.cli import option
 from bench.op_cases import OPS, Case, Outputs
 from bench.results import Report, Row, ratio_fields
@@ -48,6 +48,8 @@ class Implementation:
 def run(options: OpsOptions) -> int:
     """Measures every case, prints a table each, writes the JSON as it goes. Exit status 1 where anything was refused."""
     if options.aot:
+        from bench import aot  # loads the compilers' wrappers, which nothing else here needs
+
         return aot.run(options.json)
     device = machine.pick_device(options.device)
     cases = [
@@ -73,8 +75,7 @@ def run(options: OpsOptions) -> int:
         if interrupted:
             show.console.print(f"stopped in case {number} of {len(cases)}; what was measured is kept")
             return 130
-    for refused in report.refused:
-        show.console.print(f"[bold red]refused[/] {refused['case']}, {refused['implementation']}: {refused['reason']}")
+    show.refused(report.refused)
     return 1 if report.refused else 0
 
 
@@ -135,7 +136,7 @@ def check_implementation(case: Case, implementation: Implementation) -> float:
     with presto_kernels.use_backend(implementation.backend):
         results = _results(case, implementation.function, inputs)
     names = [f"d {name}" for name in case.op.tensors] if case.backward else case.op.results
-    return checks.check(implementation.name, results, oracle, plain, names)
+    return checks.check(implementation.name, results, oracle, plain, names, rowwise=True)
 
 
 def _results(case: Case, function: Callable[..., Outputs], inputs: Outputs) -> Outputs:

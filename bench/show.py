@@ -16,24 +16,27 @@ WIDTH = 100
 console = Console(width=WIDTH, highlight=False)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, left: int = 1) -> Table:
-    """A table whose first `left` columns are names (left-aligned) and the others numbers; None shows as a dash."""
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, left: int = 1, wrap: int = 0
+) -> Table:
+    """A table whose first `left` columns are names (left-aligned) and the others numbers; None shows as a dash.
+
+    The first `wrap` columns may break into lines where the table would be wider than the page.
+    """
     made = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False, padding=(0, 1))
     for index, column in enumerate(columns):
-        made.add_column(column, justify="left" if index < left else "right", no_wrap=True)
+        made.add_column(column, justify="left" if index < left else "right", no_wrap=index >= wrap)
     for row in rows:
         made.add_row(*["-" if cell is None else str(cell) for cell in row])
     return made
 
 
-def number(value: float | None, digits: int = 3) -> str | None:
-    """Three significant digits without exponents: 1380, 12.4, 0.0213."""
+def number(value: float | None) -> str | None:
+    """Three significant digits, at most four decimals: 1380, 12.4, 0.213, 0.0021."""
     if value is None:
         return None
-    if value == 0:
-        return "0"
-    decimals = max(0, digits - 1 - int(f"{abs(value):e}".split("e")[1]))
-    return f"{value:.{decimals}f}"
+    magnitude = int(f"{abs(value):e}".split("e")[1])
+    return f"{value:.{min(4, max(0, 2 - magnitude))}f}"
 
 
 def percent(share: float | None) -> str | None:
@@ -51,6 +54,14 @@ def machine_line(meta: dict[str, Any]) -> str:
         f"{meta['device']} · torch {meta['torch']} · copy {number(meta['ceilings']['copy_gbs'])} GB/s (read + write)"
         f" · matmul TFLOP/s: {products}"
     )
+
+
+def refused(refusals: Sequence[dict[str, Any]]) -> None:
+    """A line for each implementation that was not timed."""
+    for refusal in refusals:
+        what = ", ".join(str(value) for key, value in refusal.items() if key != "reason")
+        console.print("refused", style="bold red", end=" ")
+        console.print(f"{what}: {refusal['reason']}", markup=False)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Which blocks of a diffusion transformer run at which noise level, as frozen data.
 
-A block that is not kept is not run: at high noise a diffusion transformer needs fewer of them (ASE, 2408.05927; Presto-L,
-2410.05167).  Everything here is host arithmetic on plain numbers, so that choosing the blocks never asks the device.
+A block that is not kept is not run: at high noise a diffusion transformer needs fewer of them (ASE, 2408.05927;
+Presto-L, 2410.05167).  Everything here is host arithmetic on plain numbers, so that choosing the blocks never asks the
+device.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from numbers import Integral, Real
 from typing import Any
 
@@ -22,9 +24,10 @@ _DEFAULT_BUDGETS = (20, 18, 14, 10)
 class LayerSchedule:
     """How many blocks run at each noise level, and which.
 
-    With edges ``e_1 < ... < e_{K-1}`` and budgets ``b_0 ... b_{K-1}``, clean to noisy, the budget at sigma is ``b_k`` with
-    ``k = #{i : e_i <= sigma}``: an edge belongs to the noisier side.  A budget b keeps the first ``b - keep_last`` and the
-    last ``keep_last`` blocks, so that what is dropped lies inside (Presto-L); ``keep_last=0`` drops the last blocks (ASE).
+    With edges ``e_1 < ... < e_{K-1}`` and budgets ``b_0 ... b_{K-1}``, clean to noisy, the budget at sigma is ``b_k``
+    with ``k = #{i : e_i <= sigma}``: an edge belongs to the noisier side.  A budget b keeps the first ``b -
+    keep_last`` and the last ``keep_last`` blocks, so that what is dropped lies inside (Presto-L); ``keep_last=0``
+    drops the last blocks (ASE).
 
     Args:
         num_blocks: depth of the full model.
@@ -36,7 +39,8 @@ class LayerSchedule:
         TypeError: a value is not a plain number (a tensor, say).
         ValueError: values that do not fit each other.
 
-    Which edges and budgets are good is measured per model; the paper's could not be read, so :meth:`default` is our choice.
+    Which edges and budgets are good is measured per model; the paper's could not be read, so :meth:`default` is our
+    choice.
     """
 
     num_blocks: int
@@ -57,7 +61,7 @@ class LayerSchedule:
             raise ValueError(
                 f"budgets must have one entry more than sigmas (inner edges): got {len(budgets)} and {len(sigmas)}"
             )
-        if any(not math.isfinite(s) or s <= 0 for s in sigmas) or any(a >= b for a, b in zip(sigmas, sigmas[1:])):
+        if any(not math.isfinite(s) or s <= 0 for s in sigmas) or any(a >= b for a, b in pairwise(sigmas)):
             raise ValueError(f"sigmas must be positive, finite and strictly increasing, got {sigmas}")
         lowest = max(1, keep_last)
         if any(not lowest <= b <= num_blocks for b in budgets):

@@ -17,8 +17,8 @@ class Conditioning:
     Args:
         tokens: ``[B, L, text_dim]``, floating point, L >= 1: the text encoder's states, padded on the right.
         pooled: ``[B, pooled_dim]``, floating point, or None for a model that takes none.
-        lengths: ``[B]``, int32 or int64: how many tokens of each sample are text.  They are clamped to [0, L] where they
-            are used.  Padding never reaches the result, and a sample with no text gets exactly nothing from
+        lengths: ``[B]``, int32 or int64: how many tokens of each sample are text.  They are clamped to [0, L] where
+            they are used.  Padding never reaches the result, and a sample with no text gets exactly nothing from
             cross-attention.  None: all L are text.
 
     Raises:
@@ -68,7 +68,8 @@ class Conditioning:
     def null(self) -> Conditioning:
         """No text, in the same shapes: the unconditional half of classifier-free guidance, and what training drops to.
 
-        Zero tokens and a zero pooled vector.  The DiT's text keys and values have no bias, so zero tokens add exactly 0.
+        Zero tokens and a zero pooled vector.  The DiT's text keys and values have no bias, so zero tokens add exactly
+        0.
         """
         return Conditioning(
             torch.zeros_like(self.tokens),

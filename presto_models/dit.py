@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -12,112 +11,10 @@ from torch import Tensor, nn
 
 from presto_kernels import LayerSchedule, adaln_modulate, gated_residual_adaln
 from presto_models.conditioning import Conditioning
+from presto_models.dit_config import DiTConfig
 from presto_models.embeddings import ConditionEmbedder, apply_rotary, rotary_tables
 from presto_models.layer_dropping import Walk, mixed_walk, uniform_walk
 from presto_models.precomputed import Precomputed, Step, TextCache
-
-
-@dataclass(frozen=True)
-class DiTConfig:
-    """Sizes of a :class:`DiT`.  Architecture and sizes are ours: Presto's own could not be read.
-
-    Args:
-        num_blocks, dim, num_heads: depth, width, heads; a head has ``dim / num_heads`` dims.
-        mlp_dim: inner width of SwiGLU.
-        in_channels: latent channels C.
-        text_dim: width of the text tokens.
-        pooled_dim: width of the pooled text vector; 0: the model takes none.
-        rotary_dim: how many dims of each head are rotated, even; None: all of them.
-        rotary_base: the longest wavelength over 2 pi.
-        norm_eps, qk_norm_eps: added to variance and mean square.
-        noise_features: Fourier features of a noise level, even.
-        takes_sigma_to: conditioned on a second noise level (CTM students).
-        takes_guidance: conditioned on the guidance scale (students that take it as an input).
-        keep_last: how many of the last blocks every layer budget keeps; 0 is ASE.
-        nominal_latents: the length the model is made for; any other runs too.
-    """
-
-    num_blocks: int = 24
-    dim: int = 1024
-    num_heads: int = 16
-    mlp_dim: int = 4096
-    in_channels: int = 64
-    text_dim: int = 768
-    pooled_dim: int = 768
-    rotary_dim: int | None = None
-    rotary_base: float = 10000.0
-    norm_eps: float = 1e-6
-    qk_norm_eps: float = 1e-6
-    noise_features: int = 256
-    takes_sigma_to: bool = False
-    takes_guidance: bool = False
-    keep_last: int = 1
-    nominal_latents: int = 1379
-
-    def __post_init__(self) -> None:
-        for name in ("num_blocks", "dim", "num_heads", "mlp_dim", "in_channels", "text_dim", "nominal_latents"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.dim % self.num_heads:
-            raise ValueError(f"dim must be a multiple of num_heads, got {self.dim} and {self.num_heads}")
-        if self.rotary_dim is None:
-            object.__setattr__(self, "rotary_dim", self.head_dim)
-        if self.rotary_size % 2 or not 2 <= self.rotary_size <= self.head_dim:
-            raise ValueError(f"rotary_dim must be even, from 2 to the head's {self.head_dim}, got {self.rotary_dim}")
-        if self.pooled_dim < 0:
-            raise ValueError(f"pooled_dim must be at least 0, got {self.pooled_dim}")
-        if self.noise_features < 2 or self.noise_features % 2:
-            raise ValueError(f"noise_features must be even and at least 2, got {self.noise_features}")
-        if not 0 <= self.keep_last <= self.num_blocks:
-            raise ValueError(f"keep_last must be from 0 to num_blocks = {self.num_blocks}, got {self.keep_last}")
-        for name in ("rotary_base", "norm_eps", "qk_norm_eps"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-
-    @property
-    def head_dim(self) -> int:
-        """Dims of one head."""
-        return self.dim // self.num_heads
-
-    @property
-    def rotary_size(self) -> int:
-        """``rotary_dim`` with None resolved."""
-        return self.head_dim if self.rotary_dim is None else self.rotary_dim
-
-    @classmethod
-    def named(cls, name: str) -> DiTConfig:
-        """``"presto-32s"``: paper scale, 32 s at 44.1 kHz and hop 1024 (1379 latents).  ``"tiny"``: for tests.
-
-        Eight blocks are the fewest at which the default layer schedule has four different budgets.
-        """
-        if name not in _NAMED:
-            raise ValueError(f"name must be one of {', '.join(_NAMED)}; got {name!r}")
-        return cls(**_NAMED[name])
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> DiTConfig:
-        """The config :meth:`to_dict` wrote."""
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, ready for JSON."""
-        return asdict(self)
-
-
-_NAMED: dict[str, dict[str, Any]] = {
-    "presto-32s": {},
-    "tiny": {
-        "num_blocks": 8,
-        "dim": 128,
-        "num_heads": 2,
-        "mlp_dim": 384,
-        "in_channels": 16,
-        "text_dim": 48,
-        "pooled_dim": 32,
-        "noise_features": 32,
-        "nominal_latents": 87,
-    },
-}
 
 
 class SelfAttention(nn.Module):
@@ -189,7 +86,7 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """The three branches of one block.  It has no forward: the seams between branches also join one block to the next."""
+    """The three branches of a block.  It has no forward: the seams between branches also join one block to the next."""
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -202,11 +99,11 @@ class Block(nn.Module):
 class DiT(nn.Module):
     """F of EDM's denoiser: latents at a noise level in, the network's raw output out.
 
-    A block is AdaLN-Zero (Peebles & Xie 2023) around self-attention and SwiGLU, six modulations in the order scale, shift,
-    gate for attention, then scale, shift, gate for SwiGLU; between them cross-attention to text behind a plain LayerNorm
-    with a learned weight, ungated, as PixArt-alpha has it.  The norms that are modulated have no weight of their own.
-    With (scale_0, shift_0), ... the modulations of block l and (scale', shift') what opens the next block *that is kept*, or
-    the final layer:
+    A block is AdaLN-Zero (Peebles & Xie 2023) around self-attention and SwiGLU, six modulations in the order scale,
+    shift, gate for attention, then scale, shift, gate for SwiGLU; between them cross-attention to text behind a plain
+    LayerNorm with a learned weight, ungated, as PixArt-alpha has it.  The norms that are modulated have no weight of
+    their own.  With (scale_0, shift_0), ... the modulations of block l and (scale', shift') what opens the next block
+    *that is kept*, or the final layer:
 
         x, h = x + gate_0 attn(h),   LN(x) w
         x, h = x + cross(h),         LN(x) (1 + scale_1) + shift_1
@@ -214,8 +111,8 @@ class DiT(nn.Module):
 
     each line one :func:`presto_kernels.gated_residual_adaln`, so a dropped block costs nothing, not even a norm.
 
-    All blocks' modulations are rows of one linear layer: six times ``num_blocks`` and the final layer's scale and shift.
-    Gates, modulations, cross-attention's projection and the last projection start at zero.
+    All blocks' modulations are rows of one linear layer: six times ``num_blocks`` and the final layer's scale and
+    shift.  Gates, modulations, cross-attention's projection and the last projection start at zero.
     """
 
     def __init__(self, config: DiTConfig) -> None:
@@ -248,21 +145,21 @@ class DiT(nn.Module):
             x: ``[B, N, C]``, any floating dtype, cast to the model's; c_in is already multiplied in.
             sigma: ``[B]``, fp32: the noise level itself, embedded as ln(sigma) / 4.
             conditioning: B samples of text.
-            blocks: increasing indices of the blocks that run, the same for every sample (``LayerSchedule.kept(sigma)``);
-                None: all.
+            blocks: increasing indices of the blocks that run, the same for every sample; None: all.
+                ``LayerSchedule.kept(sigma)`` gives them.
             budgets: how many blocks run for each sample, B host ints that do not rise along the batch; a sample with
                 budget b runs the first ``b - keep_last`` and the last ``keep_last`` blocks (``config.keep_last``).  A
                 block's work is done only for the samples that keep it.  For training batches.
-            precomputed: one step of :meth:`precompute`.  It brings the blocks, the modulation and the text, and ``sigma``,
-                ``sigma_to``, ``guidance`` and the tensors of ``conditioning`` are then not read.
+            precomputed: one step of :meth:`precompute`.  It brings the blocks, the modulation and the text, and
+                ``sigma``, ``sigma_to``, ``guidance`` and the tensors of ``conditioning`` are then not read.
             sigma_to: ``[B]``, when ``config.takes_sigma_to``.
             guidance: ``[B]``, when ``config.takes_guidance``.
 
         Returns:
             F ``[B, N, C]``, the model's dtype.
 
-        The model is conditioned on the number of blocks that run.  ``blocks`` of all of them, budgets that are all full and
-        neither are bitwise the same.
+        The model is conditioned on the number of blocks that run.  ``blocks`` of all of them, budgets that are all
+        full and neither are bitwise the same.
 
         Raises:
             ValueError: a shape, or a combination of arguments, does not fit.
@@ -290,7 +187,9 @@ class DiT(nn.Module):
         else:
             walk = Walk(precomputed.blocks, None, len(precomputed.blocks))
             modulation, rotary = precomputed.modulation, precomputed.rotary
-            tokens, mask, keys_values = None, precomputed.text.mask, precomputed.text.keys_values
+            tokens, mask, keys_values = conditioning.tokens, precomputed.text.mask, precomputed.text.keys_values
+            if rotary is not None and rotary[0].shape[0] != length:
+                raise ValueError(f"precomputed is for length {rotary[0].shape[0]}, x has length {length}")
         cos, sin = self._rotary(length, x.device) if rotary is None else rotary
 
         x = self.proj_in(x.to(self.proj_in.weight.dtype))
@@ -298,18 +197,16 @@ class DiT(nn.Module):
         aside: list[tuple[Tensor, Tensor]] = []
         x, h = _regroup(x, h, walk, 0, aside)
         for position, index in enumerate(walk.blocks):
-            block, rows, text_mask = self.blocks[index], modulation[position], mask
+            block, rows, text_mask = cast(Block, self.blocks[index]), modulation[position], mask
             if walk.active is not None:
                 active = walk.active[position]
                 rows, text_mask = rows[:active], None if mask is None else mask[:active]
-            if keys_values is None:
-                k, v = block.cross_attention.keys_values(tokens[: x.shape[0]])
-            else:
-                k, v = keys_values[index]
+            cross = block.cross_attention
+            k, v = cross.keys_values(tokens[: x.shape[0]]) if keys_values is None else keys_values[index]
             _, _, gate_attention, scale_mlp, shift_mlp, gate_mlp = rows.unbind(1)
             branch = block.self_attention(h, cos, sin)
             x, h = self._seam(x, branch, gate_attention, None, None, weight=block.cross_norm)
-            branch = block.cross_attention(h, k, v, text_mask)
+            branch = cross(h, k, v, text_mask)
             x, h = self._seam(x, branch, None, scale_mlp, shift_mlp)
             branch = block.mlp(h)
             x, h = self._seam(x, branch, gate_mlp, *_opening(modulation, walk, position + 1, x.shape[0]))
@@ -330,9 +227,9 @@ class DiT(nn.Module):
     ) -> Precomputed:
         """Everything that does not depend on x, for every step of a fixed schedule.
 
-        The modulation of every kept block at every step is one GEMM over steps x batch; text keys and values are one
-        projection per block.  Nothing of it is kept in the module, and none of it carries gradients: through
-        ``precomputed`` a gradient reaches x alone.
+        The modulation of every kept block at every step is one GEMM over steps x batch (two where no step keeps all
+        blocks, around the gap); text keys and values are one projection per block.  Nothing of it is kept in the
+        module, and none of it carries gradients: through ``precomputed`` a gradient reaches x alone.
 
         Args:
             conditioning: B samples of text.
@@ -357,26 +254,27 @@ class DiT(nn.Module):
         kept = [LayerSchedule(config.num_blocks, (), (b,), config.keep_last).kept(0.0) for b in budgets]
         union = tuple(sorted(set().union(*kept)))
 
-        like = conditioning.tokens.new_empty(0, dtype=self._condition_dtype())
-        per_step = {
-            "sigma": like.new_tensor(sigmas).unsqueeze(1),
-            "sigma_to": None if sigma_to is None else like.new_tensor(tuple(sigma_to)).unsqueeze(1),
-            "guidance": None if guidance is None else like.new_full((1, 1), guidance),
-        }
+        like = torch.empty(0, dtype=self._level_dtype(), device=conditioning.tokens.device)
         rows = self.condition.budget_rows(budgets)
         modulation = self._modulation(
-            conditioning, budget=None if rows is None else rows.unsqueeze(1), blocks=union, **per_step
+            conditioning,
+            sigma=like.new_tensor(sigmas)[:, None],
+            budget=None if rows is None else rows[:, None],
+            sigma_to=None if sigma_to is None else like.new_tensor(tuple(sigma_to))[:, None],
+            guidance=None if guidance is None else like.new_full((1, 1), guidance),
+            blocks=union,
         )
         if text is None:
             tokens, mask = self._text(conditioning)
-            text = TextCache(tuple(block.cross_attention.keys_values(tokens) for block in self.blocks), mask)
+            blocks = (cast(Block, block) for block in self.blocks)
+            text = TextCache(tuple(block.cross_attention.keys_values(tokens) for block in blocks), mask)
         rotary = None if length is None else self._rotary(length, conditioning.tokens.device)
-        position = {block: i for i, block in enumerate(union)}
-        steps = tuple(
-            Step(sigma, blocks, tuple(modulation[position[b]][i] for b in blocks) + (modulation[-1][i],), text, rotary)
-            for i, (sigma, blocks) in enumerate(zip(sigmas, kept))
-        )
-        return Precomputed(steps, text)
+        final, position = len(union), {block: i for i, block in enumerate(union)}
+        steps = []
+        for i, (sigma, indices) in enumerate(zip(sigmas, kept, strict=True)):
+            parts = [modulation[p][i] for p in (*(position[block] for block in indices), final)]
+            steps.append(Step(sigma, indices, tuple(parts), text, rotary))
+        return Precomputed(tuple(steps), text)
 
     def _seam(
         self,
@@ -399,7 +297,7 @@ class DiT(nn.Module):
         guidance: Tensor | None,
         blocks: tuple[int, ...],
     ) -> tuple[Tensor, ...]:
-        """Rows ``[..., 6, D]`` of each of ``blocks``, then ``[..., 2, D]`` of the final layer; one GEMM per run of blocks."""
+        """``[..., 6, D]`` of each of ``blocks``, then the final layer's ``[..., 2, D]``; a GEMM per run of blocks."""
         for name, given, wanted in (
             ("sigma_to", sigma_to, self.config.takes_sigma_to),
             ("guidance", guidance, self.config.takes_guidance),
@@ -429,13 +327,13 @@ class DiT(nn.Module):
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         lengths = conditioning.lengths.unsqueeze(1)
         tokens = tokens.masked_fill((positions >= lengths).unsqueeze(2), 0)
-        # A sample with no text attends to its first, zeroed token: value 0, hence result 0, with no softmax over nothing.
+        # A sample with no text attends to its first, zeroed token: value 0, so result 0, and no softmax over nothing.
         return tokens, (positions < lengths.clamp(min=1))[:, None, None]
 
     def _rotary(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         return rotary_tables(length, self.config.rotary_size, base=self.config.rotary_base, device=device)
 
-    def _condition_dtype(self) -> torch.dtype:
+    def _level_dtype(self) -> torch.dtype:
         return torch.promote_types(self.proj_in.weight.dtype, torch.float32)
 
     def _check(self, x: Tensor, sigma: Tensor, conditioning: Conditioning) -> None:
@@ -456,13 +354,12 @@ class DiT(nn.Module):
         width = None if pooled is None else pooled.shape[1]
         if width != (self.config.pooled_dim or None):
             raise ValueError(
-                f"conditioning.pooled must be [B, {self.config.pooled_dim}] (None when pooled_dim is 0), got width {width}"
+                f"conditioning.pooled must be [B, {self.config.pooled_dim}] (None when pooled_dim is 0), "
+                f"got width {width}"
             )
 
 
-def _opening(
-    modulation: tuple[Tensor, ...], walk: Walk, position: int, rows: int
-) -> tuple[Tensor, Tensor]:
+def _opening(modulation: tuple[Tensor, ...], walk: Walk, position: int, rows: int) -> tuple[Tensor, Tensor]:
     """(scale, shift) with which ``rows`` samples enter the block at ``position``; those that leave there, the join."""
     scale, shift = modulation[position][:, 0], modulation[position][:, 1]
     if walk.active is None:

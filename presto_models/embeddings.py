@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from presto_models.dit import DiTConfig
+from presto_models.dit_config import DiTConfig
 
 _LOWEST_SIGMA = 1e-6  # ln 0 has no embedding; EDM's own lowest noise level is 2e-3
 _LOWEST_FREQUENCY, _HIGHEST_FREQUENCY = 0.125, 8.0
@@ -27,7 +25,8 @@ def fourier_features(t: Tensor, num_features: int) -> Tensor:
         ``[..., num_features]``, fp32 or float64.
 
     Our choice: f is geometric from 1/8 to 8, made for t = ln(sigma) / 4 (from -1.6 to 1.1): the slowest wave does not
-    repeat over that range, and the fastest still tells noise levels 2 % apart without making the network rough in sigma.
+    repeat over that range, and the fastest still tells noise levels 2 % apart without making the network rough in
+    sigma.
     """
     t = t.to(torch.promote_types(t.dtype, torch.float32))
     count = num_features // 2
@@ -84,11 +83,11 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def embedding_mlp(in_features: int, dim: int, *, zero: bool = False) -> nn.Sequential:
     """Linear, SiLU, Linear; ``zero`` makes it add nothing until it is trained."""
-    mlp = nn.Sequential(nn.Linear(in_features, dim), nn.SiLU(), nn.Linear(dim, dim))
+    last = nn.Linear(dim, dim)
     if zero:
-        nn.init.zeros_(mlp[2].weight)
-        nn.init.zeros_(mlp[2].bias)
-    return mlp
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.Linear(in_features, dim), nn.SiLU(), last)
 
 
 class ConditionEmbedder(nn.Module):
@@ -96,11 +95,11 @@ class ConditionEmbedder(nn.Module):
 
     - sigma, as features of ln(sigma) / 4;
     - pooled text, when the config has it;
-    - ``sigma_to`` and the guidance scale, for distilled students (CTM; guidance as an input), zero-initialised so that a
-      student starts as its teacher;
-    - the layer budget, a learned row per number of kept blocks.  The full budget has no row and nothing is added for it,
-      so that running all blocks is bitwise the model without budgets.  Rows start at zero.  Our choice: Presto-L's own
-      form of this condition could not be read.
+    - ``sigma_to`` and the guidance scale, for distilled students (CTM; guidance as an input), zero-initialised so that
+      a student starts as its teacher;
+    - the layer budget, a learned row per number of kept blocks.  The full budget has no row and nothing is added for
+      it, so that running all blocks is bitwise the model without budgets.  Rows start at zero.  Our choice: Presto-L's
+      own form of this condition could not be read.
     """
 
     def __init__(self, config: DiTConfig) -> None:
@@ -120,13 +119,13 @@ class ConditionEmbedder(nn.Module):
         sigma_to: Tensor | None,
         guidance: Tensor | None,
     ) -> Tensor:
-        """``[..., dim]``; sigma, sigma_to, guidance ``[...]``, pooled ``[..., pooled_dim]``, budget ``[..., dim]`` rows."""
+        """``[..., dim]``; sigma, sigma_to, guidance ``[...]``, pooled ``[..., pooled_dim]``, budget ``[..., dim]``."""
         total = self.sigma(self._features(noise_level(sigma)))
-        if self.pooled is not None:
+        if self.pooled is not None and pooled is not None:
             total = total + self.pooled(pooled.to(total.dtype))
-        if self.sigma_to is not None:
+        if self.sigma_to is not None and sigma_to is not None:
             total = total + self.sigma_to(self._features(noise_level(sigma_to)))
-        if self.guidance is not None:
+        if self.guidance is not None and guidance is not None:
             # Our choice: log1p brings scales 0..20 into the range the features were made for.
             total = total + self.guidance(self._features(guidance.log1p() / 4))
         return total if budget is None else total + budget

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True)
 class Walk:
     """Which blocks run, and for how many samples of the batch.
 
-    ``blocks``: indices, increasing.  ``active``: beside each block, how many samples it runs for, always the first ones;
+    ``blocks``: indices, increasing.  ``active``: beside each block, how many samples it runs for, always the first
+    ones;
     None: all of them at every block.  ``join``: position in ``blocks`` of the first of the last ``keep_last`` blocks,
     where samples that left meet again; ``len(blocks)`` is the final layer.
     """
@@ -31,10 +33,10 @@ def uniform_walk(blocks: Sequence[int] | None, num_blocks: int) -> Walk:
     if blocks is None:
         return Walk(tuple(range(num_blocks)), None, num_blocks)
     blocks = tuple(blocks)
-    if not blocks or any(a >= b for a, b in zip(blocks, blocks[1:])) or blocks[0] < 0 or blocks[-1] >= num_blocks:
+    if not blocks or any(a >= b for a, b in pairwise(blocks)) or blocks[0] < 0 or blocks[-1] >= num_blocks:
         raise ValueError(
-            f"blocks must be increasing indices from 0 to {num_blocks - 1}, at least one (LayerSchedule.kept gives them), "
-            f"got {blocks}"
+            f"blocks must be increasing indices from 0 to {num_blocks - 1}, at least one "
+            f"(LayerSchedule.kept gives them), got {blocks}"
         )
     return Walk(blocks, None, len(blocks))
 
@@ -50,7 +52,7 @@ def mixed_walk(budgets: Sequence[int], batch: int, num_blocks: int, keep_last: i
     lowest = max(1, keep_last)
     if any(not lowest <= b <= num_blocks for b in budgets):
         raise ValueError(f"budgets must be from {lowest} to num_blocks = {num_blocks}, got {budgets}")
-    if any(a < b for a, b in zip(budgets, budgets[1:])):
+    if any(a < b for a, b in pairwise(budgets)):
         raise ValueError(
             f"budgets must fall (or stay) along the batch, got {budgets}: sort the samples once, "
             "order = sorted(range(B), key=lambda b: -budgets[b])"

@@ -1,6 +1,6 @@
 // The AdaLN family on the CPU, for one instruction set; the formulas stand in modulation.h.
 //
-// A row is read once from memory and then lives in L1 as fp32: pass 1 forms x', stores it rounded and sums it, pass 2
+// A row is read once from memory and then lives in L1: pass 1 forms x', stores it rounded and sums what it stored, pass 2
 // sums the squared distance from the mean, pass 3 writes h.  The modulation of a sample is folded once into
 // h = y * factor + addend.  bf16 rounds in hardware where the processor can (avx512bf16).
 // Bytes: forward (2 + 2 with a branch) rows, backward (3 to 6) rows, plus the modulation once per sample.
@@ -40,10 +40,10 @@ inline void with_type(DType dtype, F&& f) {
 
 // out = a row as fp32, or `otherwise` where it is not given
 inline void to_float(const Rows& rows, int64_t b, int64_t n, int64_t d, float otherwise, float* out) {
-  if (rows.data == nullptr) return sweep(d, [&](int64_t i, int, auto w) { store(out + i, splat(otherwise), w); });
+  if (rows.data == nullptr) return sweep(d, [&](int64_t i, int, auto w) PRESTO_INLINE { store(out + i, splat(otherwise), w); });
   with_type(rows.dtype, [&](auto type) {
     const auto* in = row<decltype(type)>(rows, b, n);
-    sweep(d, [&](int64_t i, int, auto w) { store(out + i, load(in + i, w), w); });
+    sweep(d, [&](int64_t i, int, auto w) PRESTO_INLINE { store(out + i, load(in + i, w), w); });
   });
 }
 
@@ -94,52 +94,72 @@ class RowModulation {
   int64_t b_ = -1;
 };
 
+// kRows rows of one sample side by side: each waits for its own sums, so the others' work fills the gaps, and the
+// modulation is loaded once for all.
+template <int kRows, class T, class Branch>
+inline void forward_block(const SeamForward& args, int64_t r, RowModulation& modulation) {
+  const int64_t d = args.dim, b = r / args.tokens, n = r % args.tokens;
+  const T* x[kRows];
+  Sum total[kRows];
+  for (int k = 0; k < kRows; ++k) x[k] = row<T>(args.x, b, n + k);
+  if (args.branch.data) {
+    const float* gate = modulation.gate();
+    T* x_new = static_cast<T*>(args.x_new) + r * d;
+    const Branch* branch[kRows];
+    for (int k = 0; k < kRows; ++k) branch[k] = row<Branch>(args.branch, b, n + k);
+    sweep(d, [&](int64_t i, int j, auto w) PRESTO_INLINE {
+      const Vec g = load(gate + i, w);
+      for (int k = 0; k < kRows; ++k)
+        total[k].add(j, store_rounded(x_new + k * d + i, fma(g, load(branch[k] + i, w), load(x[k] + i, w)), w));
+    });
+    for (int k = 0; k < kRows; ++k) x[k] = x_new + k * d;
+  } else {
+    sweep(d, [&](int64_t i, int j, auto w) PRESTO_INLINE {
+      for (int k = 0; k < kRows; ++k) total[k].add(j, load(x[k] + i, w));
+    });
+  }
+  if (args.norm == Norm::None) return;
+
+  const float inverse_d = 1.f / static_cast<float>(d);
+  float mean[kRows];
+  Sum squares[kRows];
+  for (int k = 0; k < kRows; ++k) mean[k] = args.norm == Norm::Layer ? total[k].total() * inverse_d : 0.f;
+  sweep(d, [&](int64_t i, int j, auto w) PRESTO_INLINE {
+    for (int k = 0; k < kRows; ++k) {
+      const Vec v = keep(load(x[k] + i, w) - splat(mean[k]), w);
+      squares[k].add_product(j, v, v);
+    }
+  });
+  float rstd[kRows];
+  T* h = static_cast<T*>(args.h) + r * d;
+  for (int k = 0; k < kRows; ++k) {
+    rstd[k] = 1.f / __builtin_sqrtf(squares[k].total() * inverse_d + args.eps);
+    args.stats[2 * (r + k)] = mean[k];
+    args.stats[2 * (r + k) + 1] = rstd[k];
+  }
+  const float *factor = modulation.factor(), *addend = modulation.addend();
+  sweep(d, [&](int64_t i, int, auto w) PRESTO_INLINE {
+    const Vec f = load(factor + i, w), a = load(addend + i, w);
+    for (int k = 0; k < kRows; ++k) {
+      const Vec y = (load(x[k] + i, w) - splat(mean[k])) * splat(rstd[k]);
+      store(h + k * d + i, fma(y, f, a), w);
+    }
+  });
+}
+
 template <class T, class Branch>
 void forward_rows(const SeamForward& args, int64_t first, int64_t last) {
-  const int64_t d = args.dim, tokens = args.tokens;
+  constexpr int kRows = 2;
   RowModulation modulation(args, args);
-  Scratch scratch(1, d);
-  for (int64_t r = first; r < last; ++r) {
-    const int64_t b = r / tokens, n = r % tokens;
-    modulation.prepare(b, n);
-    const T* x = row<T>(args.x, b, n);
-    float* wide = scratch.row(0);
-    Sum total;
-    if (args.branch.data) {
-      const Branch* branch = row<Branch>(args.branch, b, n);
-      const float* gate = modulation.gate();
-      T* x_new = static_cast<T*>(args.x_new) + r * d;
-      sweep(d, [&](int64_t i, int j, auto w) {
-        const Vec sum = fma(load(gate + i, w), load(branch + i, w), load(x + i, w));
-        const Vec stored = store_rounded(x_new + i, sum, w);
-        store(wide + i, stored, w);
-        total.chain[j] += stored;
-      });
+  for (int64_t r = first; r < last;) {
+    modulation.prepare(r / args.tokens, r % args.tokens);
+    const bool together = r + kRows <= last && r % args.tokens + kRows <= args.tokens && !any_per_token(args);
+    if (together) {
+      forward_block<kRows, T, Branch>(args, r, modulation);
     } else {
-      sweep(d, [&](int64_t i, int j, auto w) {
-        const Vec v = load(x + i, w);
-        store(wide + i, v, w);
-        total.chain[j] += v;
-      });
+      forward_block<1, T, Branch>(args, r, modulation);
     }
-    if (args.norm == Norm::None) continue;
-    const float mean = args.norm == Norm::Layer ? total.total() / static_cast<float>(d) : 0.f;
-    const Vec centre = splat(mean);
-    Sum squares;
-    sweep(d, [&](int64_t i, int j, auto w) {
-      const Vec v = keep(load(wide + i, w) - centre, w);
-      squares.chain[j] = fma(v, v, squares.chain[j]);
-    });
-    const float rstd = 1.f / __builtin_sqrtf(squares.total() / static_cast<float>(d) + args.eps);
-    const Vec rstds = splat(rstd);
-    const float *factor = modulation.factor(), *addend = modulation.addend();
-    T* h = static_cast<T*>(args.h) + r * d;
-    sweep(d, [&](int64_t i, int, auto w) {
-      const Vec y = (load(wide + i, w) - centre) * rstds;
-      store(h + i, fma(y, load(factor + i, w), load(addend + i, w)), w);
-    });
-    args.stats[2 * r] = mean;
-    args.stats[2 * r + 1] = rstd;
+    r += together ? kRows : 1;
   }
 }
 
@@ -172,7 +192,7 @@ inline void per_token_gradients(const SeamBackward& a, int64_t b, int64_t n, con
   const auto write = [&](const Modulation& of, void* out, const float* values) {
     with_type(of.dtype, [&](auto type) {
       auto* to = static_cast<decltype(type)*>(out) + r * d;
-      sweep(d, [&](int64_t i, int, auto w) { store(to + i, load(values + i, w), w); });
+      sweep(d, [&](int64_t i, int, auto w) PRESTO_INLINE { store(to + i, load(values + i, w), w); });
     });
   };
   if (a.dgate && a.gate.per_token) {
@@ -213,13 +233,13 @@ void backward_row(const SeamBackward& a, int64_t b, int64_t n, const Wanted& wan
     const Vec mean = splat(a.stats[2 * r]);
     rstd = splat(a.stats[2 * r + 1]);
     Sum dy_sum, dyy_sum;
-    sweep(d, [&](int64_t i, int j, auto w) {
+    sweep(d, [&](int64_t i, int j, auto w) PRESTO_INLINE {
       const Vec g = load(grad_h + i, w), y = keep((load(x + i, w) - mean) * rstd, w);
       const Vec dy = g * load(factor + i, w);
       store(ys + i, y, w);
       store(dys + i, dy, w);
-      dy_sum.chain[j] += dy;
-      dyy_sum.chain[j] = fma(dy, y, dyy_sum.chain[j]);
+      dy_sum.add(j, dy);
+      dyy_sum.add_product(j, dy, y);
       if (wanted.grad_columns) {
         float *grad = columns + kGrad * d + i, *grad_y = columns + kGradY * d + i;
         store(grad, load(grad, w) + g, w);
@@ -236,7 +256,7 @@ void backward_row(const SeamBackward& a, int64_t b, int64_t n, const Wanted& wan
   Branch* dbranch = a.dbranch ? static_cast<Branch*>(a.dbranch) + r * d : nullptr;
   const float* gate = modulation.gate();
   float* dgate = columns + kGate * d;
-  sweep(d, [&](int64_t i, int, auto w) {
+  sweep(d, [&](int64_t i, int, auto w) PRESTO_INLINE {
     Vec v = zero();
     if (norm) v = (load(dys + i, w) - mean_dy - load(ys + i, w) * mean_dyy) * rstd;
     if (grad_x) v += load(grad_x + i, w);
@@ -304,7 +324,7 @@ inline void backward_columns(const SeamBackward& a, int64_t first, int64_t last)
       if (!g.of.per_sample && b + 1 < a.batch) return;
       with_type(g.of.dtype, [&](auto type) {
         auto* to = static_cast<decltype(type)*>(g.out) + (g.of.per_sample ? b : 0) * d + at;
-        sweep(width, [&](int64_t i, int, auto w) { store(to + i, load(g.total + i, w), w); });
+        sweep(width, [&](int64_t i, int, auto w) PRESTO_INLINE { store(to + i, load(g.total + i, w), w); });
       });
       for (int64_t i = 0; i < width; ++i) g.total[i] = 0.f;
     };
@@ -315,7 +335,7 @@ inline void backward_columns(const SeamBackward& a, int64_t first, int64_t last)
         to_float(Rows{}, 0, 0, width, 0.f, sum);
         for (int64_t c = b * per_sample; used[k] && c < (b + 1) * per_sample; ++c) {
           const float* chunk = a.workspace + (c * kColumns + k) * d + at;
-          sweep(width, [&](int64_t i, int, auto w) { store(sum + i, load(sum + i, w) + load(chunk + i, w), w); });
+          sweep(width, [&](int64_t i, int, auto w) PRESTO_INLINE { store(sum + i, load(sum + i, w) + load(chunk + i, w), w); });
         }
       }
       const float *grad = sums.row(kGrad), *grad_y = sums.row(kGradY), *gated = sums.row(kGate);

@@ -8,6 +8,9 @@
 
 #include <cstdint>
 
+// The body of a sweep stands in it six times over; as a call it would keep its sums in memory.
+#define PRESTO_INLINE __attribute__((always_inline))
+
 namespace presto::cpu::PRESTO_ISA {
 
 struct bf16 {
@@ -35,7 +38,13 @@ inline float sum(Vec a) { return _mm512_reduce_add_ps(a); }
 inline __mmask16 mask(First f) { return static_cast<__mmask16>((1u << f.n) - 1u); }
 inline Vec keep(Vec a, First f) { return _mm512_maskz_mov_ps(mask(f), a); }
 
-inline Vec widen(__m256i half, bf16) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16)); }
+// Each word straight to the upper half of its lane: one shuffle where widening and shifting are two instructions.
+inline Vec widen(__m256i half, bf16) {
+  const __m512i lane = _mm512_setr_epi32(0x00000000, 0x00010001, 0x00020002, 0x00030003, 0x00040004, 0x00050005, 0x00060006,
+                                         0x00070007, 0x00080008, 0x00090009, 0x000a000a, 0x000b000b, 0x000c000c, 0x000d000d,
+                                         0x000e000e, 0x000f000f);
+  return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, lane, _mm512_castsi256_si512(half)));
+}
 inline Vec widen(__m256i half, f16) { return _mm512_cvtph_ps(half); }
 inline __m256i narrow(Vec a, f16) { return _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT); }
 #if defined(__AVX512BF16__)
@@ -136,7 +145,7 @@ inline Vec store_rounded(T* p, Vec a, Width w) {
 // body(i, lane_group, width) over [0, d): four vectors at a time so that sums have four independent chains.
 constexpr int kChains = 4;
 template <class Body>
-inline __attribute__((always_inline)) void sweep(int64_t d, Body&& body) {
+inline PRESTO_INLINE void sweep(int64_t d, Body&& body) {
   int64_t i = 0;
   for (; i + kChains * kLanes <= d; i += kChains * kLanes) {
     body(i, 0, All{});
@@ -150,6 +159,8 @@ inline __attribute__((always_inline)) void sweep(int64_t d, Body&& body) {
 
 struct Sum {
   Vec chain[kChains] = {zero(), zero(), zero(), zero()};
+  void add(int j, Vec a) { chain[j] += a; }
+  void add_product(int j, Vec a, Vec b) { chain[j] = fma(a, b, chain[j]); }
   float total() const { return sum((chain[0] + chain[1]) + (chain[2] + chain[3])); }
 };
 

@@ -34,8 +34,10 @@ def adaln_modulate(
 
     Args:
         x: ``[B, N, D]``, float32, bfloat16, float16, or float64 (reference only); any layout.
-        scale, shift, weight, bias: each ``[D]``, ``[B|1, D]`` (a row per sample) or ``[B|1, 1|N, D]``, any strides, any of
-            the dtypes, or None (0, 0, 1, 0).  ``weight`` multiplies as it is (not 1 + weight).
+        scale, shift: each ``[D]``, ``[B|1, D]`` (a row per sample) or ``[B|1, 1|N, D]``, any strides, any of the dtypes, or
+            None (0).
+        weight, bias: the norm's own, shared by the tokens: ``[D]``, ``[B|1, D]`` or ``[B|1, 1, D]``, or None (1, 0).
+            ``weight`` multiplies as it is (not 1 + weight).
 
     Returns:
         h ``[B, N, D]``, x's dtype, contiguous, new.  Statistics and products are fp32 and rounded once.
@@ -114,12 +116,21 @@ def gated_residual_adaln(
     return _seam(backend, norm, gate_fn, eps, x, branch, gate, scale, shift, weight, bias)
 
 
-def _seam(backend, norm, gate_fn, eps, x, *rest: Tensor | None) -> tuple[Tensor, Tensor]:
+def _seam(backend, norm, gate_fn, eps, x, branch, gate, scale, shift, weight, bias) -> tuple[Tensor, Tensor]:
     """(x', h) on a compiled implementation; whichever the op does not have is an empty tensor."""
+    gate, scale, shift = (_per_sample(t, x) for t in (gate, scale, shift))
     settings = (backend, operators.NORMS[norm], operators.GATE_FNS[gate_fn], eps)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *rest)):
-        return _Seam.apply(settings, x, *rest)
-    return operators.forward_operator(backend)(x, *rest, *settings[1:])[:2]
+    tensors = (x, branch, gate, scale, shift, weight, bias)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        return _Seam.apply(settings, *tensors)
+    return operators.forward_operator(backend)(*tensors, *settings[1:])[:2]
+
+
+def _per_sample(modulation: Tensor | None, x: Tensor) -> Tensor | None:
+    """[1, N, D] -> [B, N, D] without a copy: kernels write gradients by token only where no other sample shares them."""
+    if modulation is None or modulation.dim() < 3 or modulation.shape[1] == 1:
+        return modulation
+    return modulation.expand(x.shape[0], -1, -1)
 
 
 class _Seam(torch.autograd.Function):
@@ -142,6 +153,8 @@ class _Seam(torch.autograd.Function):
     def backward(ctx, grad_x, grad_h):
         backend, norm, gate_fn = ctx.settings
         x, stats, branch, gate, scale, shift, weight, bias = ctx.saved_tensors
+        if branch is None:
+            grad_x = None  # there is no x' to have one (torch.compile fills in zeros)
         if grad_h is None:
             norm, scale, shift, weight, bias = 0, None, None, None, None
         if grad_x is None and grad_h is None:
@@ -209,11 +222,12 @@ def _check(op: str, x, branch, modulations: dict[str, Tensor | None], norm, eps,
         if t is None:
             continue
         _check_tensor(op, name, t, x)
-        if not _is_modulation(t, *x.shape):
-            b, n, d = x.shape
+        b, n, d = x.shape
+        n = 1 if name in ("weight", "bias") else n
+        if not _is_modulation(t, b, n, d):
             raise ValueError(
-                f"{op}: {name} must be [{d}], [{b} or 1, {d}] or [{b} or 1, {n} or 1, {d}] beside x"
-                f" {list(x.shape)}, got {list(t.shape)}"
+                f"{op}: {name} must be [{d}], [{b} or 1, {d}] or [{b} or 1, {'1' if n == 1 else f'{n} or 1'}, {d}]"
+                f" beside x {list(x.shape)}, got {list(t.shape)}"
             )
     if norm not in operators.NORMS or (norm is None and op != "gated_residual"):
         raise ValueError(f"{op}: norm must be 'layer' or 'rms', got {norm!r}")

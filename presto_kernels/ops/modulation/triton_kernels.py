@@ -1,80 +1,55 @@
-"""The AdaLN family in Triton: ``presto_kernels::seam_triton`` and its backward.
+"""The AdaLN family in Triton: ``presto_kernels::seam_triton`` and its backward, launch parameters and limits.
 
-Formula, for row (b, n) of ``[B, N, D]`` (g is the identity or sigmoid(1 - gate)):
-
-    x'   = x + g(gate) * branch                                 rounded to x's dtype, stored
-    h    = (norm(x') * weight + bias) * (1 + scale) + shift     norm of x' as stored; rounded once
-    norm = (x' - mean) * rstd   (layer)   or   x' * rstd   (rms)
-
-and backward, with y = norm(x'), dy = grad_h * weight * (1 + scale):
-
-    dx      = grad_x + rstd * (dy - mean(dy) - y * mean(dy * y))        (rms: without mean(dy))
-    dbranch = g(gate) * dx                        dgate  = sum g'(gate) * branch * dx
-    dscale  = sum grad_h * (y * weight + bias)    dshift = sum grad_h
-    dweight = sum grad_h * (1 + scale) * y        dbias  = sum grad_h * (1 + scale)
-
-Rounded: x' and h to x's dtype, every gradient once to the dtype of what it belongs to; dx enters dbranch and dgate
-unrounded.  Everything else is fp32: the row stays in registers, so the variance is taken of the centred row at no
-cost in memory traffic.  Sums over rows are added in an order that the shape and the number of multiprocessors fix: a
-program walks its rows in order, a second kernel adds the programs' sums in order.  There are no atomics.
-
-Bytes per row of D elements of s bytes (modulation of a sample stays in L1; the statistics are 8 bytes more):
-    forward   4 D s  (reads x, branch; writes x', h)          2 D s for adaln_modulate, 3 D s for gated_residual
-    backward  6 D s  (reads grad_x, grad_h, x', branch; writes dx, dbranch), and for each summed gradient 8 D bytes
-              a program: written by the first kernel, read by the second, out of L2.
-
-Limits: D at most 8192 (a row must fit the registers of one program); fewer than 2^31 rows; any number of elements.
-
-A kernel is compiled once per dtypes, D, options and which tensors are given, and never again for another length:
-nothing is specialised on a value, and what code generation may know of alignment is one flag, VECTOR.
+The kernels are in :mod:`presto_kernels.ops.modulation.triton_jit`, with what they compute, round, move and cannot do.
+Importing this module needs triton and registers the operators, for CUDA tensors and, where Triton runs in its
+interpreter (TRITON_INTERPRET=1), for CPU tensors too.
 """
 
-# No `from __future__ import annotations`: Triton reads the annotations themselves.
+from __future__ import annotations
+
 import contextlib
 import functools
-import inspect
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
 from presto_kernels.ops.modulation import operators
+from presto_kernels.ops.modulation.triton_jit import INTERPRETING, seam_backward_rows, seam_backward_sums, seam_forward
 
 
 @dataclass(frozen=True)
 class Knobs:
-    """Launch parameters.  Chosen by counting registers and bytes in flight in the compiled code, not by a stopwatch."""
+    """Launch parameters, chosen by counting registers and bytes in flight in the compiled code, not by a stopwatch."""
 
-    # Two 16-byte accesses of bf16 (four of fp32) per tensor and thread.  The fp32 row is then 16 registers; at 32 the
-    # backward, which holds five rows and three sums, would pass 128 registers and halve the warps on a multiprocessor.
-    elements_per_thread: int = 16
-    # A row of 8192 then fits one program at 16 elements a thread; 32 warps would cap a thread at 64 registers.
-    max_warps: int = 16
-    # The backward takes rows in groups that fill 8 warps, so that a 1024-wide one has 32 KB of reads in flight a
-    # program, and a program's column sums (12 D bytes) are paid once for many rows.
+    # Elements of a row a thread holds.  Forward, 16: two 16-byte accesses of bf16 (four of fp32) per tensor are in
+    # flight and a 1024-wide kernel takes 48 registers.  Backward, 8: it holds six rows and up to five column sums, 96
+    # to 128 registers at a width of 1024; at 16 it took 161 to 255 and spilled in fp32.
+    forward_elements: int = 16
+    backward_elements: int = 8
+    # Rows are grouped until they fill so many warps.  Forward, one: nothing is kept from row to row, so small programs
+    # spread best.  Backward, eight: a program's column sums cost 8 D bytes each, paid once for all its rows.
+    forward_warps: int = 1
     backward_warps: int = 8
-    # Narrow rows are grouped up to this many: beyond, programs of a short sequence would be mostly masked.
+    # Wider rows take more warps, up to 16: 32 would leave a thread 64 registers, and the backward spills there.
+    max_warps: int = 16
+    # Narrow rows are grouped up to so many: more, and programs of a short sequence would be mostly masked.
     max_group: int = 32
     # Programs of the backward per multiprocessor: two of 8 warps at 128 registers a thread are what fits at once.
     programs_per_multiprocessor: int = 2
-    # Column sums added per program, and how many of them at a time: 16 loads of 16 bytes are in flight a warp.
+    # Said aloud, because ptxas left to itself may spill to get below 40 registers, for programs that are not launched.
+    backward_registers: int = 128
+    # Second kernel of the backward: columns a program, and terms it loads at a time: 4 loads of 16 bytes a thread.
     sum_columns: int = 64
     sum_terms: int = 32
     sum_warps: int = 4
 
 
 KNOBS = Knobs()
-MAX_DIM = 32 * KNOBS.max_warps * KNOBS.elements_per_thread
+MAX_DIM = 32 * KNOBS.max_warps * KNOBS.forward_elements
 MAX_ROWS = 2**31 - 2**16  # row numbers are 32-bit, with room for the last program's masked rows
-
-_INTERPRETED = bool(triton.knobs.runtime.interpret)
-INTERPRETED = tl.constexpr(_INTERPRETED)
-# Triton 3.6's interpreter cannot take a loop bound from a run-time integer under numpy >= 2.4.  The compiler takes a
-# run-time one, so that another length is not another kernel.
-LoopBound = tl.constexpr if _INTERPRETED else tl.int32
 
 
 def limits(dim: int) -> str | None:
@@ -82,300 +57,267 @@ def limits(dim: int) -> str | None:
     return f"rows of {dim} elements are wider than {MAX_DIM}, what one program holds" if dim > MAX_DIM else None
 
 
-def _kernel(function):
-    """``triton.jit`` that compiles for no value or alignment but the constexpr ones."""
-    names = [name for name, p in inspect.signature(function).parameters.items() if p.annotation is not tl.constexpr]
-    return triton.jit(function, do_not_specialize=names)
+@dataclass(frozen=True)
+class Launch:
+    """A kernel with all that it is launched with; :mod:`presto_kernels.testing.aot` compiles from the same object."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    num_warps: int
+    registers: int | None = None  # at most so many per thread
+
+    @property
+    def options(self) -> dict[str, Any]:
+        # Fusion is stated because Triton 3.10 changes the default.
+        return {"num_warps": self.num_warps, "maxnreg": self.registers, "enable_fp_fusion": True}
+
+    def run(self) -> None:
+        self.kernel[self.grid](**self.arguments, **self.options)
 
 
-@triton.jit
-def _start(pointer, b, n, batch_stride, row_stride, VECTOR: tl.constexpr):
-    """Addresses of the first elements of rows (b, n): 64-bit, so that 2^31 elements are no limit."""
-    start = pointer + (b.to(tl.int64) * batch_stride + n.to(tl.int64) * row_stride)
-    if VECTOR:
-        start = tl.multiple_of(start, [16, 16])
-    return start
+_MODULATIONS = ("gate", "scale", "shift", "weight", "bias")
 
 
-@triton.jit
-def _load(pointer, b, n, batch_stride, row_stride, cols, mask, VECTOR: tl.constexpr):
-    start = _start(pointer, b, n, batch_stride, row_stride, VECTOR)
-    return tl.load(start + cols, mask=mask, other=0.0).to(tl.float32)
+def _tile(dim: int, elements: int, warps: int) -> tuple[dict[str, int], int]:
+    """(D, BLOCK_D and GROUP, warps): as many rows as fill ``warps``, more warps for a wide row."""
+    per_warp = 32 * elements
+    block = max(16, triton.next_power_of_2(dim))
+    group = min(max(1, warps * per_warp // block), KNOBS.max_group)
+    return {"D": dim, "BLOCK_D": block, "GROUP": group}, min(max(1, group * block // per_warp), KNOBS.max_warps)
 
 
-@triton.jit
-def _round(value, DTYPE: tl.constexpr):
-    """fp32 to DTYPE, to nearest even."""
-    if INTERPRETED and DTYPE == tl.bfloat16:
-        # The interpreter cuts the low bits off: add what makes that a rounding (NaN and infinity stay as they are).
-        bits = value.to(tl.uint32, bitcast=True)
-        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
-        value = tl.where(tl.abs(value) < float("inf"), rounded, value)
-    return value.to(DTYPE)
+def _strides(t: Tensor | None) -> tuple[int, int]:
+    """(batch, row) strides of x, a branch or a modulation; 0 along an axis that it is shared on."""
+    if t is None or t.dim() == 1:
+        return 0, 0
+    row = t.stride(1) if t.dim() == 3 and t.shape[1] > 1 else 0
+    return t.stride(0) if t.shape[0] > 1 else 0, row
 
 
-@triton.jit
-def _store(pointer, row, value, cols, mask, D: tl.constexpr, VECTOR: tl.constexpr):
-    """Write rows of a contiguous [rows, D] tensor."""
-    start = _start(pointer, row, row, D, 0, VECTOR)
-    tl.store(start + cols, _round(value, pointer.dtype.element_ty), mask=mask)
+def _readable(t: Tensor | None) -> Tensor | None:
+    """The tensor itself if its rows are contiguous, else a contiguous copy."""
+    return t if t is None or t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
 
 
-@triton.jit
-def _gate(gate, GATE_FN: tl.constexpr):
-    if GATE_FN == 1:
-        gate = tl.sigmoid(1.0 - gate)
-    return gate
+def _vector(tensors: dict[str, Tensor | None]) -> bool:
+    """Whether every row of every tensor begins and ends at a multiple of 16 bytes (outputs then do as well)."""
+    return all(
+        steps * t.element_size() % 16 == 0
+        for t in tensors.values()
+        if t is not None
+        for steps in (t.data_ptr() // t.element_size(), t.shape[-1], *_strides(t))
+    )
 
 
-@_kernel
-def seam_forward(
-    x,
-    branch,
-    gate,
-    scale,
-    shift,
-    weight,
-    bias,
-    x_new,
-    h,
-    stats,
-    rows: tl.int32,
-    tokens: tl.int32,
-    eps: tl.float32,
-    x_batch: tl.int64,
-    x_row: tl.int64,
-    branch_batch: tl.int64,
-    branch_row: tl.int64,
-    gate_batch: tl.int64,
-    gate_row: tl.int64,
-    scale_batch: tl.int64,
-    scale_row: tl.int64,
-    shift_batch: tl.int64,
-    shift_row: tl.int64,
-    weight_batch: tl.int64,
-    weight_row: tl.int64,
-    bias_batch: tl.int64,
-    bias_row: tl.int64,
-    NORM: tl.constexpr,
-    GATE_FN: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    GROUP: tl.constexpr,
-    VECTOR: tl.constexpr,
-):
-    """One program: GROUP rows of the B * N."""
-    row = tl.program_id(0) * GROUP + tl.arange(0, GROUP)[:, None]
-    b = row // tokens
-    n = row % tokens
-    cols = tl.arange(0, BLOCK_D)[None, :]
-    mask = (row < rows) & (cols < D)
-    value = _load(x, b, n, x_batch, x_row, cols, mask, VECTOR)
-    if branch is not None:
-        update = _load(branch, b, n, branch_batch, branch_row, cols, mask, VECTOR)
-        if gate is not None:
-            update *= _gate(_load(gate, b, n, gate_batch, gate_row, cols, mask, VECTOR), GATE_FN)
-        # The next kernel will read x' rounded, so the statistics are those of the rounded x'.
-        value = _round(value + update, x_new.dtype.element_ty).to(tl.float32)
-        _store(x_new, row, value, cols, mask, D, VECTOR)
-    if NORM != 0:
-        mean = tl.zeros([GROUP, 1], tl.float32)
-        if NORM == 1:
-            mean = tl.sum(value, axis=1, keep_dims=True) / D
-            value = tl.where(mask, value - mean, 0.0)
-        rstd = tl.rsqrt(tl.sum(value * value, axis=1, keep_dims=True) / D + eps)
-        value *= rstd
-        if weight is not None:
-            value *= _load(weight, b, n, weight_batch, weight_row, cols, mask, VECTOR)
-        if bias is not None:
-            value += _load(bias, b, n, bias_batch, bias_row, cols, mask, VECTOR)
-        if scale is not None:
-            value *= 1.0 + _load(scale, b, n, scale_batch, scale_row, cols, mask, VECTOR)
-        if shift is not None:
-            value += _load(shift, b, n, shift_batch, shift_row, cols, mask, VECTOR)
-        _store(h, row, value, cols, mask, D, VECTOR)
-        of_row = stats + row.to(tl.int64) * 2
-        tl.store(of_row, mean, mask=row < rows)
-        tl.store(of_row + 1, rstd, mask=row < rows)
+def _arguments(tensors: dict[str, Tensor | None]) -> dict[str, Any]:
+    """Each tensor and its two strides, under the names that the kernels give them."""
+    arguments: dict[str, Any] = dict(tensors)
+    for name, t in tensors.items():
+        arguments[f"{name}_batch"], arguments[f"{name}_row"] = _strides(t)
+    return arguments
 
 
-@triton.jit
-def _collect(total, value, out, row, cols, mask, D: tl.constexpr, PER_TOKEN: tl.constexpr, VECTOR: tl.constexpr):
-    """Take a gradient's rows: written where it has a row per token, else added to its column sums."""
-    if out is not None:
-        if PER_TOKEN:
-            _store(out, row, value, cols, mask, D, VECTOR)
+def plan_forward(
+    x: Tensor,
+    branch: Tensor | None,
+    gate: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    x_new: Tensor | None,
+    h: Tensor | None,
+    stats: Tensor | None,
+    *,
+    norm: int,
+    gate_fn: int,
+    eps: float,
+) -> Launch:
+    """The forward launch that writes x_new, h and stats (each None where there is none)."""
+    names = ("x", "branch", *_MODULATIONS)
+    tensors = {k: _readable(t) for k, t in zip(names, (x, branch, gate, scale, shift, weight, bias), strict=True)}
+    batch, tokens, dim = x.shape
+    tile, warps = _tile(dim, KNOBS.forward_elements, KNOBS.forward_warps)
+    arguments = _arguments(tensors) | tile
+    arguments |= {"x_new": x_new, "h": h, "stats": stats, "rows": batch * tokens, "tokens": tokens, "eps": eps}
+    arguments |= {"NORM": norm, "GATE_FN": gate_fn, "VECTOR": _vector(tensors)}
+    return Launch(seam_forward, (triton.cdiv(batch * tokens, tile["GROUP"]),), arguments, warps)
+
+
+def _per_token(t: Tensor, tokens: int) -> bool:
+    return t.dim() == 3 and t.shape[1] == tokens > 1
+
+
+def plan_backward(
+    grad_x: Tensor | None,
+    grad_h: Tensor | None,
+    x: Tensor,
+    stats: Tensor,
+    branch: Tensor | None,
+    gate: Tensor | None,
+    scale: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    grads: dict[str, Tensor],
+    *,
+    norm: int,
+    gate_fn: int,
+    multiprocessors: int,
+) -> list[Launch]:
+    """The launches, in order, that write ``grads`` ("x", "branch", "gate", ...: only those wanted)."""
+    names = ("grad_x", "grad_h", "x", "branch", "gate", "scale", "weight", "bias")
+    given = (grad_x, grad_h, x, branch, gate, scale, weight, bias)
+    tensors = {k: _readable(t) for k, t in zip(names, given, strict=True)}
+    batch, tokens, dim = x.shape
+    tile, warps = _tile(dim, KNOBS.backward_elements, KNOBS.backward_warps)
+    group = tile["GROUP"]
+    programs = KNOBS.programs_per_multiprocessor * multiprocessors
+    chunk = triton.cdiv(min(triton.cdiv(batch * tokens, programs), tokens), group) * group
+    chunks = triton.cdiv(tokens, chunk)
+    vector = _vector(tensors)
+
+    # What the first kernel writes for each modulation, and the sums that are left: (terms, step, out_step, rows).
+    written: dict[str, Tensor | None] = dict.fromkeys(_MODULATIONS)
+    sums: dict[tuple[int, int, int, int], list[str]] = {}
+    for name in _MODULATIONS:
+        grad = grads.get(name)
+        if grad is None:
+            continue
+        shared = grad.dim() == 1 or grad.shape[0] == 1
+        if _per_token(grad, tokens):
+            if batch == 1 or not shared:
+                written[name] = grad
+                continue
+            rows, key = batch * tokens, (batch, tokens, 1, tokens)
+        elif batch == 1 or shared:
+            rows, key = batch * chunks, (batch * chunks, 1, 0, 1)
         else:
-            total += value
-    return total
+            rows, key = batch * chunks, (chunks, 1, chunks, batch)
+        written[name] = x.new_empty((rows, dim), dtype=torch.float32)
+        sums.setdefault(key, []).append(name)
+
+    arguments = _arguments(tensors) | tile
+    arguments |= {f"d{name}": written[name] for name in _MODULATIONS}
+    arguments |= {"dx": grads.get("x"), "dbranch": grads.get("branch"), "stats": stats}
+    arguments |= {"tokens": tokens, "chunk": chunk, "chunks": chunks}
+    arguments |= {
+        f"{name.upper()}_PER_TOKEN": _per_token(grads[name], tokens) if name in grads else False
+        for name in _MODULATIONS
+    }
+    arguments |= {"NORM": norm, "GATE_FN": gate_fn, "VECTOR": vector}
+    launches = [Launch(seam_backward_rows, (batch * chunks,), arguments, warps, KNOBS.backward_registers)]
+    for (terms, step, out_step, rows), members in sums.items():
+        arguments = {f"{name}_rows": written[name] if name in members else None for name in _MODULATIONS}
+        arguments |= {f"d{name}": grads[name] if name in members else None for name in _MODULATIONS}
+        arguments |= {"terms": terms, "step": step, "out_step": out_step, "D": dim, "VECTOR": vector}
+        arguments |= {"TERMS": KNOBS.sum_terms, "COLS": KNOBS.sum_columns}
+        grid = (rows, triton.cdiv(dim, KNOBS.sum_columns))
+        launches.append(Launch(seam_backward_sums, grid, arguments, KNOBS.sum_warps))
+    return launches
 
 
-@triton.jit
-def _store_total(total, out, slot, cols, D: tl.constexpr, PER_TOKEN: tl.constexpr, VECTOR: tl.constexpr):
-    if out is not None:
-        if not PER_TOKEN:
-            # [1, 1], as _start takes it
-            slot = slot + tl.zeros([1, 1], tl.int32)
-            _store(out, slot, tl.sum(total, axis=0, keep_dims=True), cols, cols < D, D, VECTOR)
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return 4  # the interpreter: few, so that programs take several groups of rows
 
 
-@_kernel
-def seam_backward_rows(
-    grad_x,
-    grad_h,
-    x,
-    stats,
-    branch,
-    gate,
-    scale,
-    weight,
-    bias,
-    dx,
-    dbranch,
-    dgate,
-    dscale,
-    dshift,
-    dweight,
-    dbias,
-    tokens: tl.int32,
-    chunk: LoopBound,
-    chunks: tl.int32,
-    grad_x_batch: tl.int64,
-    grad_x_row: tl.int64,
-    grad_h_batch: tl.int64,
-    grad_h_row: tl.int64,
-    x_batch: tl.int64,
-    x_row: tl.int64,
-    branch_batch: tl.int64,
-    branch_row: tl.int64,
-    gate_batch: tl.int64,
-    gate_row: tl.int64,
-    scale_batch: tl.int64,
-    scale_row: tl.int64,
-    weight_batch: tl.int64,
-    weight_row: tl.int64,
-    bias_batch: tl.int64,
-    bias_row: tl.int64,
-    NORM: tl.constexpr,
-    GATE_FN: tl.constexpr,
-    GATE_PER_TOKEN: tl.constexpr,
-    SCALE_PER_TOKEN: tl.constexpr,
-    SHIFT_PER_TOKEN: tl.constexpr,
-    WEIGHT_PER_TOKEN: tl.constexpr,
-    BIAS_PER_TOKEN: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    GROUP: tl.constexpr,
-    VECTOR: tl.constexpr,
-):
-    """One program: `chunk` rows of one sample (a multiple of GROUP), GROUP at a time.
-
-    A gradient with a row per token is written to its output [B, N, D]; of the others the program's column sums are
-    written to row `slot` of fp32 [B * chunks, D], which seam_backward_sums adds.
-    """
-    slot = tl.program_id(0)
-    b = slot // chunks
-    first = (slot % chunks) * chunk
-    cols = tl.arange(0, BLOCK_D)[None, :]
-    gate_sum = tl.zeros([GROUP, BLOCK_D], tl.float32)
-    scale_sum = tl.zeros([GROUP, BLOCK_D], tl.float32)
-    shift_sum = tl.zeros([GROUP, BLOCK_D], tl.float32)
-    weight_sum = tl.zeros([GROUP, BLOCK_D], tl.float32)
-    bias_sum = tl.zeros([GROUP, BLOCK_D], tl.float32)
-    for start in range(0, chunk, GROUP):
-        n = first + start + tl.arange(0, GROUP)[:, None]
-        row = b.to(tl.int64) * tokens + n
-        mask = (n < tokens) & (cols < D)
-        d = tl.zeros([GROUP, BLOCK_D], tl.float32)
-        if grad_x is not None:
-            d = _load(grad_x, b, n, grad_x_batch, grad_x_row, cols, mask, VECTOR)
-        if NORM != 0:
-            dh = _load(grad_h, b, n, grad_h_batch, grad_h_row, cols, mask, VECTOR)
-            y = _load(x, b, n, x_batch, x_row, cols, mask, VECTOR)
-            rstd = tl.load(stats + row * 2 + 1, mask=n < tokens, other=0.0)
-            if NORM == 1:
-                y -= tl.load(stats + row * 2, mask=n < tokens, other=0.0)
-            y *= rstd
-            shift_sum = _collect(shift_sum, dh, dshift, row, cols, mask, D, SHIFT_PER_TOKEN, VECTOR)
-            affine = y
-            if weight is not None:
-                w = _load(weight, b, n, weight_batch, weight_row, cols, mask, VECTOR)
-                affine = y * w
-            if dscale is not None:
-                if bias is not None:
-                    affine += _load(bias, b, n, bias_batch, bias_row, cols, mask, VECTOR)
-                scale_sum = _collect(scale_sum, dh * affine, dscale, row, cols, mask, D, SCALE_PER_TOKEN, VECTOR)
-            if scale is not None:
-                dh *= 1.0 + _load(scale, b, n, scale_batch, scale_row, cols, mask, VECTOR)
-            bias_sum = _collect(bias_sum, dh, dbias, row, cols, mask, D, BIAS_PER_TOKEN, VECTOR)
-            weight_sum = _collect(weight_sum, dh * y, dweight, row, cols, mask, D, WEIGHT_PER_TOKEN, VECTOR)
-            if weight is not None:
-                dh *= w
-            inner = dh - y * (tl.sum(dh * y, axis=1, keep_dims=True) / D)
-            if NORM == 1:
-                inner -= tl.sum(dh, axis=1, keep_dims=True) / D
-            d += rstd * inner
-        if dx is not None:
-            _store(dx, row, d, cols, mask, D, VECTOR)
-        g = tl.full([GROUP, BLOCK_D], 1.0, tl.float32)
-        if gate is not None:
-            g = _gate(_load(gate, b, n, gate_batch, gate_row, cols, mask, VECTOR), GATE_FN)
-        if dbranch is not None:
-            _store(dbranch, row, g * d, cols, mask, D, VECTOR)
-        if dgate is not None:
-            dg = d * _load(branch, b, n, branch_batch, branch_row, cols, mask, VECTOR)
-            if GATE_FN == 1:
-                dg *= g * (g - 1.0)  # d/dgate sigmoid(1 - gate) = -s (1 - s)
-            gate_sum = _collect(gate_sum, dg, dgate, row, cols, mask, D, GATE_PER_TOKEN, VECTOR)
-    _store_total(gate_sum, dgate, slot, cols, D, GATE_PER_TOKEN, VECTOR)
-    _store_total(scale_sum, dscale, slot, cols, D, SCALE_PER_TOKEN, VECTOR)
-    _store_total(shift_sum, dshift, slot, cols, D, SHIFT_PER_TOKEN, VECTOR)
-    _store_total(weight_sum, dweight, slot, cols, D, WEIGHT_PER_TOKEN, VECTOR)
-    _store_total(bias_sum, dbias, slot, cols, D, BIAS_PER_TOKEN, VECTOR)
+def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Triton launches on the current device."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
-@triton.jit
-def _sum_rows(
-    rows,
-    out,
-    row,
-    first,
-    step,
-    terms: LoopBound,
-    cols,
-    D: tl.constexpr,
-    TERMS: tl.constexpr,
-    COLS: tl.constexpr,
-    VECTOR: tl.constexpr,
-):
-    """out[row] = rows[first] + rows[first + step] + ... (`terms` of them), over columns `cols`."""
-    if out is not None:
-        total = tl.zeros([TERMS, COLS], tl.float32)
-        for start in range(0, terms, TERMS):
-            k = start + tl.arange(0, TERMS)[:, None]
-            total += _load(rows, k, k, step * D, 0, cols, (k < terms) & (cols < D), VECTOR)
-        _store(out, row, tl.sum(total, axis=0, keep_dims=True), cols, cols < D, D, VECTOR)
+def _check_size(x: Tensor) -> None:
+    if x.shape[0] * x.shape[1] > MAX_ROWS:
+        raise ValueError(f"x: {list(x.shape)} has more than {MAX_ROWS} rows; split the batch")
+    reason = limits(x.shape[2])
+    if reason:
+        raise ValueError(f"x: {reason}")
 
 
-@_kernel
-def seam_backward_sums(
-    gate_rows,
-    scale_rows,
-    shift_rows,
-    weight_rows,
-    bias_rows,
-    dgate,
-    dscale,
-    dshift,
-    dweight,
-    dbias,
-    terms: LoopBound,
-    step: tl.int64,
-    out_step: tl.int64,
-    D: tl.constexpr,
-    TERMS: tl.constexpr,
-    COLS: tl.constexpr,
-    VECTOR: tl.constexpr,
-):
-    """One program: COLS columns of one row of each gradient, the sum of `terms` rows that are `step` apart."""
-    pass
+def _seam(
+    x: Tensor,
+    branch: Tensor | None,
+    gate: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    norm: int,
+    gate_fn: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check_size(x)
+    x_new = x.new_empty(x.shape) if branch is not None else None
+    h = x.new_empty(x.shape) if norm else None
+    stats = x.new_empty((x.shape[0], x.shape[1], 2), dtype=torch.float32) if norm else None
+    if x.numel():
+        with _on(x.device):
+            plan_forward(
+                x, branch, gate, scale, shift, weight, bias, x_new, h, stats, norm=norm, gate_fn=gate_fn, eps=eps
+            ).run()
+    return (
+        x.new_empty(0) if x_new is None else x_new,
+        x.new_empty(0) if h is None else h,
+        x.new_empty(0, dtype=torch.float32) if stats is None else stats,
+    )
+
+
+def _seam_backward(
+    grad_x: Tensor | None,
+    grad_h: Tensor | None,
+    x: Tensor,
+    stats: Tensor,
+    branch: Tensor | None,
+    gate: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    norm: int,
+    gate_fn: int,
+    needs: int,
+) -> tuple[Tensor, ...]:
+    _check_size(x)
+    if grad_h is None:
+        norm = operators.NORMS[None]
+    owners = {"x": x, "branch": branch, "gate": gate, "scale": scale, "shift": shift, "weight": weight, "bias": bias}
+    grads = {
+        name: owner.new_empty(owner.shape)
+        for bit, (name, owner) in enumerate(owners.items())
+        if needs >> bit & 1 and owner is not None
+    }
+    # What no incoming gradient reaches is zero, and needs no kernel.
+    reached = {"x", "branch"} if norm or grad_x is not None else set()
+    reached |= {"gate"} if reached and branch is not None else set()
+    reached |= {"scale", "shift", "weight", "bias"} if norm else set()
+    wanted = {name: grad for name, grad in grads.items() if name in reached and x.numel()}
+    for name, grad in grads.items():
+        if name not in wanted:
+            grad.zero_()
+    if wanted:
+        with _on(x.device):
+            for launch in plan_backward(
+                grad_x,
+                grad_h if norm else None,
+                x,
+                stats.contiguous(),
+                branch if "gate" in wanted else None,
+                gate if "branch" in wanted or gate_fn else None,
+                scale if norm else None,
+                weight if norm else None,
+                bias if "scale" in wanted else None,
+                wanted,
+                norm=norm,
+                gate_fn=gate_fn,
+                multiprocessors=_multiprocessors(x.device),
+            ):
+                launch.run()
+    return tuple(grads[name] if name in grads else x.new_empty(0) for name in owners)
+
+
+for _device in ("cuda", "cpu") if INTERPRETING else ("cuda",):
+    torch.library.impl("presto_kernels::seam_triton", _device, _seam)
+    torch.library.impl("presto_kernels::seam_triton_backward", _device, _seam_backward)

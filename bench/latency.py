@@ -1,0 +1,275 @@
+"""`python -m bench latency`: one generation of 32 s of latents, step by step, by every implementation, interleaved in one run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+from rich.table import Table
+from torch import nn
+
+from bench import counting_dit, cuda, machine, measure, show, targets
+from bench.cli import option
+from bench.generation import Generation, Implementation, Setup
+from bench.results import Report, Row, ratio_fields
+
+REFERENCE, COMPILE, PRESTO, SCHEDULED = "reference", "compile", "presto", "scheduled"
+GRAPH = "_graph"
+RATIOS = {
+    "reference_over_presto": (REFERENCE, PRESTO),
+    "compile_over_presto": (COMPILE, PRESTO),
+    "scheduled_over_full": (SCHEDULED, PRESTO),
+    "reference_over_scheduled": (REFERENCE, SCHEDULED),
+}
+NOT_YET = "latents only: text encoder, VAE decode and the mono-to-stereo module are not part of this bench yet"
+
+
+@dataclass(frozen=True)
+class LatencyOptions:
+    """One generation of latents, step by step: plain PyTorch, torch.compile, presto, presto with dropped blocks."""
+
+    config: str = option("presto-32s", "model sizes", choices=("presto-32s", "tiny"))
+    steps: int = option(4, "sampler steps")
+    dtype: str = option("bf16", "dtype of the model", choices=tuple(machine.DTYPES))
+    device: str | None = option(None, "cpu or cuda; without it cuda where there is one", choices=("cpu", "cuda"))
+    guidance: float = option(1.0, "classifier-free guidance scale; unless 1, two samples a step on both sides")
+    compile: bool = option(True, "torch.compile of the whole reference as a second baseline")
+    rounds: int = option(100, "rounds at most")
+    seconds: float = option(90.0, "seconds of timing at most, once three rounds are in")
+    json: str | None = option(None, "write the results to this file, round by round")
+
+
+def run(options: LatencyOptions) -> int:
+    """Checks, times and prints; writes the JSON after every round. Exit status 1 where an implementation was refused."""
+    generation, report = prepare(options)
+    device = generation.setup.device
+    interrupted = False
+    try:
+        with torch.no_grad():
+            found = implementations(generation, options, report)
+            interrupted = time_steps(generation, found, options, report)
+            if device.type == "cuda" and not interrupted:
+                interrupted = time_one_graph(generation, found, options, report)
+    except KeyboardInterrupt:
+        interrupted = True
+    _finish(options, report, device)
+    if interrupted:
+        show.console.print("stopped; what was measured is kept")
+        return 130
+    return 1 if report.refused else 0
+
+
+@torch.no_grad()
+def prepare(options: LatencyOptions) -> tuple[Generation, Report]:
+    """The ceilings of this machine, and a generation with random weights."""
+    if options.steps < 1:
+        raise SystemExit(f"--steps: must be at least 1, got {options.steps}")
+    device = machine.pick_device(options.device)
+    setup = Setup(options.config, options.steps, options.dtype, options.guidance, device)
+    with show.stage("copy and matmul ceilings"):
+        report = Report(machine.meta(device, machine.measure_ceilings(device, [options.dtype])))
+    show.console.print(show.machine_line(report.meta))
+    with show.stage(f"{options.config}: random weights, text, modulation"):
+        return Generation(setup), report
+
+
+def implementations(generation: Generation, options: LatencyOptions, report: Report) -> dict[str, Implementation]:
+    """The implementations that are right; one that is not is refused, reported and not timed."""
+    found = {REFERENCE: Implementation(generation.reference, generation.full)}
+    if options.compile:
+        try:
+            found[COMPILE], seconds = compile_reference(generation)
+            report.summary["compile_seconds"] = round(seconds, 1)
+        except Exception as error:
+            report.refuse(error, implementation=COMPILE)
+    found[PRESTO] = Implementation(generation.presto, generation.full)
+    found[SCHEDULED] = Implementation(generation.presto, generation.scheduled)
+    with show.stage("check against float64"):
+        verdicts = generation.check(found)
+    for name, error in verdicts.items():
+        if error is not None:
+            report.refuse(error, implementation=name)
+            del found[name]
+    return found
+
+
+def compile_reference(generation: Generation) -> tuple[Implementation, float]:
+    """The whole reference in one static graph, and the seconds it took; raises if a later step compiles again."""
+    torch._dynamo.reset()
+    compiled = torch.compile(generation.reference, dynamic=False, fullgraph=True)
+    made = Implementation(cast(nn.Module, compiled), generation.full)
+    steps = generation.steps(made)
+    with torch._dynamo.config.patch(suppress_errors=False), show.stage("torch.compile of the reference") as seconds:
+        steps[0]()
+        machine.synchronize(generation.setup.device)
+        took = seconds()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        steps[-1]()
+    return made, took
+
+
+def time_steps(
+    generation: Generation, found: dict[str, Implementation], options: LatencyOptions, report: Report
+) -> bool:
+    """Every step of every implementation by itself, on CUDA also as a graph; returns whether Ctrl-C ended it."""
+    measures: dict[str, measure.Measure] = {}
+    with show.stage("warm-up"):
+        for name, made in found.items():
+            calls = generation.steps(made)
+            calls[0]()
+            if generation.setup.device.type == "cpu":
+                measures[name] = _by_part([measure.cpu_timer(call) for call in calls])
+                continue
+            measures[name] = _by_part([cuda.event_timer(call) for call in calls])
+            try:
+                measures[name + GRAPH] = _by_part([cuda.graph_timer([call]) for call in calls])
+            except Exception as error:
+                report.refuse(error, implementation=name + GRAPH)
+    started = time.perf_counter()
+    report.summary["prepare_ms"] = round(_milliseconds(generation.prepare, generation.setup.device), 3)
+    on_cpu = generation.setup.device.type == "cpu"
+
+    def keep(samples: measure.Samples) -> None:
+        report.rows = step_rows(generation, found, samples, report.meta["ceilings"])
+        report.summary.update(_summary(samples))
+        report.meta["timed_seconds"] = round(time.perf_counter() - started, 1)
+        report.save(options.json)
+
+    with show.rounds(f"{options.steps} steps x {len(measures)} implementations") as on_progress:
+        samples = measure.interleave(
+            measures,
+            parts=options.steps,
+            rounds=options.rounds,
+            seconds=options.seconds,
+            warmup=0 if on_cpu else 3,
+            on_progress=on_progress,
+            on_round=keep,
+        )
+    keep(samples)
+    show.console.print(step_table(generation, report.rows))
+    return samples.interrupted
+
+
+def time_one_graph(
+    generation: Generation, found: dict[str, Implementation], options: LatencyOptions, report: Report
+) -> bool:
+    """All steps and the sampler between them in one CUDA graph; returns whether Ctrl-C ended it."""
+    measures: dict[str, measure.Measure] = {}
+    with show.stage("capturing each generation as one CUDA graph"):
+        for name, made in found.items():
+            try:
+                measures[name] = cuda.graph_timer([partial(generation.walk, made)])
+            except Exception as error:
+                report.refuse(error, implementation=f"{name}, one graph")
+    with show.rounds("one graph a generation") as on_progress:
+        samples = measure.interleave(
+            measures, rounds=options.rounds, seconds=options.seconds / 3, warmup=3, on_progress=on_progress
+        )
+    if samples.rounds:
+        report.summary["one_graph_ms"] = {name: _rounded(samples.percentile(name, 50)) for name in samples.times}
+        for ratio, (over, under) in RATIOS.items():
+            report.summary.update(ratio_fields(f"{ratio}_one_graph", measure.paired_ratio(samples, over, under)))
+        report.save(options.json)
+    return samples.interrupted
+
+
+def step_rows(
+    generation: Generation, found: dict[str, Implementation], samples: measure.Samples, ceilings: dict[str, Any]
+) -> list[Row]:
+    """A row an implementation and step, and one for all steps together."""
+    rows = []
+    peak = ceilings["matmul_tflops"][generation.setup.dtype]
+    for part in (*range(len(generation.sigmas)), None):
+        for name in samples.times:
+            p50 = samples.percentile(name, 50, part)
+            if p50 is None:
+                continue
+            steps = range(len(generation.sigmas)) if part is None else (part,)
+            blocks = [found[name.removesuffix(GRAPH)].blocks(i) for i in steps]
+            flops = sum(counting_dit.model_flops(generation.counts(b)) for b in blocks)
+            reference = REFERENCE + (GRAPH if name.endswith(GRAPH) else "")
+            rows.append(
+                {
+                    "implementation": name,
+                    "step": "all" if part is None else part,
+                    "sigma": None if part is None else generation.sigmas[part],
+                    "blocks": sum(blocks),
+                    "rounds": samples.rounds,
+                    "ms_p50": p50,
+                    "ms_p95": samples.percentile(name, 95, part),
+                    **ratio_fields("reference_over_this", measure.paired_ratio(samples, reference, name, part)),
+                    "flops": flops,
+                    "tflops": flops / p50 / 1e9,
+                    "share_of_matmul_ceiling": flops / p50 / 1e9 / peak,
+                }
+            )
+    return rows
+
+
+def step_table(generation: Generation, rows: list[Row]) -> Table:
+    setup = generation.setup
+    columns = ("step", "implementation", "sigma", "blocks", "p50 ms", "p95 ms", "reference/it", "TFLOP/s", "of matmul")
+    cells = [
+        (
+            row["step"],
+            row["implementation"],
+            show.number(row["sigma"]),
+            row["blocks"],
+            show.number(row["ms_p50"]),
+            show.number(row["ms_p95"]),
+            show.times(row.get("reference_over_this")),
+            show.number(row["tflops"]),
+            show.percent(row["share_of_matmul_ceiling"]),
+        )
+        for row in rows
+    ]
+    title = f"{setup.config}, {setup.dtype}: {generation.config.nominal_latents} latents, {setup.batch} sample(s) a call"
+    if rows:
+        title += f", {rows[-1]['rounds']} rounds"
+    return show.table(title, columns, cells, left=2)
+
+
+def _summary(samples: measure.Samples) -> dict[str, Any]:
+    """The quoted ratios, of sums over the steps alone, in and outside of CUDA graphs, and the sums themselves."""
+    summary: dict[str, Any] = {"note": NOT_YET, "rounds": samples.rounds}
+    for mode in ("", GRAPH):
+        for ratio, (over, under) in RATIOS.items():
+            summary.update(ratio_fields(ratio + mode, measure.paired_ratio(samples, over + mode, under + mode)))
+    summary["steps_ms"] = {name: _rounded(samples.percentile(name, 50)) for name in samples.times}
+    return summary
+
+
+def _finish(options: LatencyOptions, report: Report, device: torch.device) -> None:
+    """The last lines: ratios, targets, refusals; and the file once more with the targets in it."""
+    summary = report.summary
+    best = summary.get("one_graph_ms", {}).get(PRESTO) or summary.get("steps_ms", {}).get(PRESTO)
+    summary["targets"] = targets.judge(best, config=options.config, device_type=device.type)
+    report.save(options.json)
+    for name, value in summary.items():
+        if isinstance(value, float) and f"{name}_interval" in summary:
+            low, high = summary[f"{name}_interval"]
+            show.console.print(f"{name:36} {value:.3f}   (95 %: {low:.3f} to {high:.3f})")
+    for target in summary["targets"]:
+        show.console.print(f"{target['name']} {target['ms']} ms: {target['verdict']}")
+    show.console.print(NOT_YET)
+    show.refused(report.refused)
+
+
+def _by_part(timers: list[measure.Measure]) -> measure.Measure:
+    return lambda part: timers[part](0)
+
+
+def _milliseconds(function: Callable[[], object], device: torch.device) -> float:
+    machine.synchronize(device)
+    started = time.perf_counter()
+    function()
+    machine.synchronize(device)
+    return (time.perf_counter() - started) * 1e3
+
+
+def _rounded(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else round(milliseconds, 4)

@@ -1,0 +1,134 @@
+"""`python -m bench steps`: what each step of a generation costs, and each kind of op inside one step."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.table import Table
+
+from bench import latency, machine, op_profile, show
+from bench.cli import option
+from bench.generation import Generation, Implementation
+from bench.latency import PRESTO, REFERENCE
+from bench.results import Report, Row
+
+
+@dataclass(frozen=True)
+class StepsOptions:
+    """The cost of each step, and of each kind of op inside one step: plain PyTorch beside presto."""
+
+    config: str = option("presto-32s", "model sizes", choices=("presto-32s", "tiny"))
+    steps: int = option(4, "sampler steps")
+    dtype: str = option("bf16", "dtype of the model", choices=tuple(machine.DTYPES))
+    device: str | None = option(None, "cpu or cuda; without it cuda where there is one", choices=("cpu", "cuda"))
+    guidance: float = option(1.0, "classifier-free guidance scale; unless 1, two samples a step on both sides")
+    step: int = option(0, "the step to look into, all blocks run")
+    rounds: int = option(20, "rounds at most")
+    seconds: float = option(45.0, "seconds of timing the steps at most, once three rounds are in")
+    profiles: int = option(3, "how often the one step is profiled on each side")
+    kernels: str | None = option(None, "write the profiler's own table, operators and kernels, to this text file")
+    json: str | None = option(None, "write the results to this file")
+
+
+def run(options: StepsOptions) -> int:
+    """Prints the table of steps and the table of ops. Exit status 1 where an implementation was refused."""
+    if not 0 <= options.step < options.steps:
+        raise SystemExit(f"--step: must be from 0 to {options.steps - 1}, got {options.step}")
+    as_latency = latency.LatencyOptions(
+        config=options.config,
+        steps=options.steps,
+        dtype=options.dtype,
+        device=options.device,
+        guidance=options.guidance,
+        compile=False,
+        rounds=options.rounds,
+        seconds=options.seconds,
+        json=options.json,
+    )
+    generation, report = latency.prepare(as_latency)
+    try:
+        with torch.no_grad():
+            found = latency.implementations(generation, as_latency, report)
+            if latency.time_steps(generation, found, as_latency, report):
+                raise KeyboardInterrupt
+            rows = profile_step(generation, found, options, report)
+            report.rows += rows
+            report.save(options.json)
+            show.console.print(op_table(options, rows))
+            if options.kernels is not None:
+                write_kernels(generation, found[PRESTO], options)
+    except KeyboardInterrupt:
+        report.save(options.json)
+        show.console.print("stopped; what was measured is kept")
+        return 130
+    show.refused(report.refused)
+    return 1 if report.refused else 0
+
+
+def profile_step(
+    generation: Generation, found: dict[str, Implementation], options: StepsOptions, report: Report
+) -> list[Row]:
+    """A row a kind of op and side: median over the profiles, beside what it must do at least."""
+    device = generation.setup.device
+    sides = [name for name in (REFERENCE, PRESTO) if name in found]
+    profiles: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    with show.rounds(f"profiling step {options.step}") as on_progress:
+        for index in range(options.profiles):
+            for name in sides:
+                call = generation.steps(found[name])[options.step]
+                with op_profile.marked(found[name].model):
+                    profiles[name].append(op_profile.milliseconds_by_kind(call, device))
+            on_progress((index + 1) / options.profiles)
+    whole = {row["implementation"]: row["ms_p50"] for row in report.rows if row["step"] == options.step}
+    ceilings = report.meta["ceilings"]
+    rows = []
+    for name in sides:
+        counts = generation.counts(found[name].blocks(options.step))
+        medians = {kind: statistics.median(p.get(kind, 0.0) for p in profiles[name]) for kind in counts}
+        for kind, count in counts.items():
+            floor = count.floor_ms(ceilings["copy_gbs"], ceilings["matmul_tflops"][options.dtype])
+            row = {"implementation": name, "step": options.step, "kind": kind, "ms_p50": medians[kind]}
+            row |= {"bytes": count.bytes, "flops": count.flops, "floor_ms": floor}
+            rows.append(row | {"share_of_ceiling": floor / medians[kind] if medians[kind] else None})
+        between = whole[name] - sum(medians.values())
+        rows.append({"implementation": name, "step": options.step, "kind": "between operators", "ms_p50": between})
+    return rows
+
+
+def op_table(options: StepsOptions, rows: list[Row]) -> Table:
+    """Kinds of op by falling cost of the reference; `between operators` is the unprofiled step less all of them."""
+    of_side = {side: {row["kind"]: row for row in rows if row["implementation"] == side} for side in (REFERENCE, PRESTO)}
+    columns = ("kind of op", "reference", "presto ms", "ratio", "floor ms", "of ceiling", "MB", "GFLOP")
+    cells = []
+    for kind, reference in sorted(of_side[REFERENCE].items(), key=lambda item: -item[1]["ms_p50"]):
+        presto = of_side[PRESTO].get(kind, {})
+        both = presto.get("ms_p50", 0) > 0 and "floor_ms" in reference
+        cells.append(
+            (
+                kind,
+                show.number(reference["ms_p50"]),
+                show.number(presto.get("ms_p50")),
+                show.times(reference["ms_p50"] / presto["ms_p50"]) if both else None,
+                show.number(reference.get("floor_ms")),
+                show.percent(presto.get("share_of_ceiling")),
+                show.number(reference["bytes"] / 1e6) if "bytes" in reference else None,
+                show.number(reference["flops"] / 1e9) if "flops" in reference else None,
+            )
+        )
+    return show.table(f"inside step {options.step}, all blocks ({options.config}, {options.dtype})", columns, cells)
+
+
+def write_kernels(generation: Generation, presto: Implementation, options: StepsOptions) -> None:
+    """The profiler's table of one generation by presto: every operator and, on CUDA, every kernel."""
+    device = generation.setup.device
+    with op_profile.profiled(device) as recorded:
+        generation.walk(presto)
+    order = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    text = recorded.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=80)
+    path = Path(str(options.kernels))
+    beside = path.with_name(f".{path.name}.part")
+    beside.write_text(text + "\n")
+    beside.replace(path)

@@ -1,0 +1,67 @@
+"""Result files are whole or absent, and tables fit 100 columns."""
+
+import json
+import math
+
+import pytest
+from rich.console import Console
+
+from bench import show
+from bench.measure import Ratio
+from bench.results import Report, ratio_fields, write_json
+
+
+def test_a_report_round_trips(tmp_path):
+    report = Report({"device": "x"}, rows=[{"ms": 1.5}], summary=ratio_fields("a_over_b", Ratio(1.25, 1.2, 1.3, 9)))
+    report.refuse(ValueError("shape is wrong\nsecond line"), implementation="ours")
+    report.save(tmp_path / "new folder" / "r.json")
+    read = json.loads((tmp_path / "new folder" / "r.json").read_text())
+    assert read == {
+        "meta": {"device": "x"},
+        "rows": [{"ms": 1.5}],
+        "summary": {"a_over_b": 1.25, "a_over_b_interval": [1.2, 1.3]},
+        "refused": [{"implementation": "ours", "reason": "ValueError: shape is wrong"}],
+    }
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path):
+    path = tmp_path / "r.json"
+    write_json(path, {"good": 1})
+    for bad in ({"x": object()}, {"x": math.nan}):
+        with pytest.raises((TypeError, ValueError)):
+            write_json(path, bad)
+    assert json.loads(path.read_text()) == {"good": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_no_ratio_adds_nothing():
+    assert ratio_fields("a_over_b", None) == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.02134, "0.0213"), (12.44, "12.4"), (1379.6, "1380"), (0, "0"), (None, None), (0.9999, "1.000")]
+)
+def test_numbers_show_three_digits(value, text):
+    assert show.number(value) == text
+
+
+def widths(*renderables):
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))
+    console.print(*renderables)
+    lines = console.export_text().splitlines()
+    assert not any("…" in line for line in lines), lines
+    return max(map(len, lines))
+
+
+def test_a_table_shows_names_left_and_missing_values_as_a_dash():
+    console = Console(width=100, record=True, file=open("/dev/null", "w"))
+    console.print(show.table("title", ("name", "ms"), [("a", 1.0), ("b", None)]))
+    text = console.export_text()
+    assert "a      1.0" in text
+    assert "b        -" in text
+
+
+def test_the_machine_line_names_the_ceilings():
+    meta = {"device": "d", "torch": "2", "ceilings": {"copy_gbs": 33.0, "matmul_tflops": {"bf16": 0.42}}}
+    assert "copy 33.0 GB/s" in show.machine_line(meta)
+    assert "bf16 0.420" in show.machine_line(meta)

@@ -1,0 +1,259 @@
+"""The AdaLN family against float64, on every implementation that runs on this machine's CPU tensors."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import presto_kernels
+from presto_kernels.testing import check
+from presto_kernels.testing.modulation import OPS, TENSORS, Case, cases, judge, run
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def backends() -> list[str]:
+    """Triton, in its interpreter, has a process and tests of its own."""
+    return [b for b in presto_kernels.available_backends()["adaln_modulate"] if b in ("cpu", "reference")]
+
+
+def label(case: Case) -> str:
+    default = Case(case.op)
+    return ",".join([case.op, *(f"{k}={v}" for k, v in vars(case).items() if k != "op" and v != getattr(default, k))])
+
+
+@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("case", cases(), ids=label)
+def test_error_is_at_most_twice_that_of_pytorch(case, backend):
+    with presto_kernels.use_backend(backend):
+        check(judge(case))
+
+
+@pytest.mark.parametrize("backend", backends())
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_any_shape_stride_and_dtype(backend, data):
+    layouts = st.sampled_from([None, "D", "1D", "BD", "B1D", "1ND", "BND", "chunk"])
+    affine = st.sampled_from([None, "D", "BD", "B1D"])
+    dtype = st.sampled_from(DTYPES)
+    case = Case(
+        data.draw(st.sampled_from(sorted(OPS))),
+        batch=data.draw(st.integers(1, 4)),
+        tokens=data.draw(st.integers(1, 70)),
+        dim=data.draw(st.integers(8, 300)),
+        dtype=data.draw(dtype),
+        branch_dtype=data.draw(dtype),
+        modulation_dtype=data.draw(dtype),
+        gate=data.draw(layouts),
+        scale=data.draw(layouts),
+        shift=data.draw(layouts),
+        weight=data.draw(affine),
+        bias=data.draw(affine),
+        norm=data.draw(st.sampled_from(["layer", "rms"])),
+        gate_fn=data.draw(st.sampled_from(["identity", "sigmoid_one_minus"])),
+        x_layout=data.draw(st.sampled_from(["plain", "permuted", "sliced"])),
+        seed=data.draw(st.integers(0, 999)),
+    )
+    with presto_kernels.use_backend(backend):
+        check(judge(case))
+
+
+@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_seam_is_the_sum_of_its_parts_bit_for_bit(backend, dtype):
+    """h is the norm of x' as stored, not of what x' was before rounding."""
+    inputs = Case("gated_residual_adaln", tokens=33, dim=200, dtype=dtype, scale="BD").inputs()
+    x, branch, gate, scale, shift = (inputs[k] for k in ("x", "branch", "gate", "scale", "shift"))
+    with presto_kernels.use_backend(backend), torch.no_grad():
+        x_new, h = presto_kernels.gated_residual_adaln(x, branch, gate, scale, shift)
+        assert torch.equal(x_new, presto_kernels.gated_residual(x, branch, gate))
+        assert torch.equal(h, presto_kernels.adaln_modulate(x_new, scale, shift))
+
+
+@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("op", OPS)
+def test_gradients_are_bitwise_the_same_on_every_run_and_thread_count(backend, op):
+    case = Case(op, batch=3, tokens=301, dim=136, dtype=torch.bfloat16, gate="D", weight="D", bias="D")
+    if op == "gated_residual":
+        case = replace(case, weight=None, bias=None)
+    before, seen = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 2, 3):
+            torch.set_num_threads(threads)
+            inputs = case.inputs()
+            with presto_kernels.use_backend(backend):
+                outputs = run(case, inputs)
+                loss = sum(y.float().square().sum() for y in outputs)
+                seen.append([*outputs, *torch.autograd.grad(loss, [t for t in inputs.values() if t is not None])])
+    finally:
+        torch.set_num_threads(before)
+    for other in seen[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(seen[0], other, strict=True))
+
+
+@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("batch, tokens", [(0, 5), (2, 0)])
+def test_empty_batches(backend, op, batch, tokens):
+    case = Case(op, batch=batch, tokens=tokens, gate="D", scale="D", shift="D")
+    inputs = case.inputs()
+    with presto_kernels.use_backend(backend):
+        outputs = run(case, inputs)
+        gradients = torch.autograd.grad(sum(y.sum() for y in outputs), [t for t in inputs.values() if t is not None])
+    assert all(y.shape == (batch, tokens, 64) for y in outputs)
+    assert all(not g.any() for g in gradients)
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_only_the_gradients_that_are_wanted(backend):
+    """Every subset of inputs may be frozen, and every subset of outputs unused."""
+    case = Case("gated_residual_adaln", tokens=9, weight="D", bias="D")
+    full = case.inputs()
+    with presto_kernels.use_backend(backend):
+        for used in ((0,), (1,), (0, 1)):
+            outputs = run(case, full)
+            expected = dict(
+                zip(
+                    full,
+                    torch.autograd.grad(
+                        sum(outputs[i].sin().sum() for i in used), list(full.values()), materialize_grads=True
+                    ),
+                    strict=True,
+                )
+            )
+            for name in full:
+                some = {k: t.detach().requires_grad_(k == name) for k, t in full.items()}
+                outputs = run(case, some)
+                loss = sum(outputs[i].sin().sum() for i in used)
+                if not loss.requires_grad:  # x' does not depend on what only h uses
+                    assert not expected[name].any()
+                    continue
+                (got,) = torch.autograd.grad(loss, [some[name]], materialize_grads=True)
+                torch.testing.assert_close(got, expected[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_results_are_new_tensors(backend):
+    x = torch.randn(2, 3, 8)
+    with presto_kernels.use_backend(backend):
+        for y in (
+            presto_kernels.gated_residual(x, torch.zeros_like(x), None),
+            presto_kernels.adaln_modulate(x, None, None),
+            *presto_kernels.gated_residual_adaln(x, torch.zeros_like(x), None, None, None),
+        ):
+            assert y.untyped_storage().data_ptr() != x.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_autocast_changes_nothing(backend):
+    inputs = Case("gated_residual_adaln").inputs()
+    with presto_kernels.use_backend(backend):
+        without = presto_kernels.gated_residual_adaln(**inputs)
+        with torch.autocast("cpu", torch.bfloat16):
+            within_it = presto_kernels.gated_residual_adaln(**inputs)
+    assert all(torch.equal(a, b) for a, b in zip(without, within_it, strict=True))
+
+
+def test_nan_and_infinity_stay_in_their_row():
+    x = torch.randn(1, 3, 40, dtype=torch.bfloat16)
+    x[0, 1, 5] = float("nan")
+    with torch.no_grad():
+        h = presto_kernels.adaln_modulate(x, None, None)
+    assert h[0, 1].isnan().all() and h[0, [0, 2]].isfinite().all()
+
+
+def test_float64_runs_on_the_reference():
+    x = torch.randn(2, 5, 16, dtype=torch.float64, requires_grad=True)
+    scale = torch.randn(2, 16, dtype=torch.float64, requires_grad=True)
+    assert presto_kernels.explain("adaln_modulate", x, scale, None).backend == "reference"
+    assert torch.autograd.gradcheck(lambda a, b: presto_kernels.adaln_modulate(a, b, None), (x, scale))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("cpu" not in backends(), reason="the compiled CPU kernels are not here")
+def test_more_than_two_to_the_31_elements():
+    """Outputs of 4.3 GB; the input is one row seen two million times."""
+    tokens = 2**21 + 1
+    x = torch.randn(1, 1, 1024, dtype=torch.bfloat16).expand(1, tokens, 1024)
+    with torch.no_grad(), presto_kernels.use_backend("cpu"):
+        h = presto_kernels.adaln_modulate(x, None, None)
+    assert h.numel() > 2**31
+    assert torch.equal(h[0, 0], h[0, -1]) and torch.equal(h[0, 0], h[0, tokens // 2])
+
+
+BAD = {
+    "x is not a tensor": (lambda a: a | {"x": [1.0]}, TypeError, "x must be a tensor, got list"),
+    "x is integer": (lambda a: a | {"x": a["x"].detach().int()}, TypeError, "x must be float32.*got torch.int32"),
+    "x is 2-D": (lambda a: a | {"x": a["x"][0]}, ValueError, r"x must be \[B, N, D\].*got \[7, 64\]"),
+    "scale has a wrong width": (
+        lambda a: a | {"scale": torch.ones(2, 63)},
+        ValueError,
+        r"scale must be \[64\].*got \[2, 63\]",
+    ),
+    "scale has a wrong batch": (lambda a: a | {"scale": torch.ones(3, 64)}, ValueError, r"scale.*got \[3, 64\]"),
+    "scale is a number": (lambda a: a | {"scale": 1.0}, TypeError, "scale must be a tensor, got float"),
+    "scale is on another device": (
+        lambda a: a | {"scale": torch.ones(2, 64, device="meta")},
+        ValueError,
+        "scale is on meta and x on cpu",
+    ),
+    "weight by token": (lambda a: a | {"weight": torch.ones(2, 7, 64)}, ValueError, r"weight must be \[64\]"),
+    "norm is unknown": (lambda a: a | {"norm": "batch"}, ValueError, "norm must be 'layer' or 'rms', got 'batch'"),
+    "norm is None": (lambda a: a | {"norm": None}, ValueError, "norm must be 'layer' or 'rms', got None"),
+    "eps is negative": (lambda a: a | {"eps": -1e-6}, ValueError, "eps must be a number >= 0, got -1e-06"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_arguments_are_named(name):
+    change, error, message = BAD[name]
+    arguments = change(dict(Case("adaln_modulate").inputs()))
+    with pytest.raises(error, match=message):
+        presto_kernels.adaln_modulate(**arguments)
+    with pytest.raises(error):
+        presto_kernels.explain("adaln_modulate", **arguments)
+
+
+def test_bad_branches_and_gates_are_named():
+    x = torch.randn(2, 7, 64)
+    with pytest.raises(ValueError, match=r"branch must have x's shape \[2, 7, 64\], got \[2, 6, 64\]"):
+        presto_kernels.gated_residual(x, torch.randn(2, 6, 64), None)
+    with pytest.raises(TypeError, match="branch must be a tensor, got NoneType"):
+        presto_kernels.gated_residual(x, None, None)
+    with pytest.raises(ValueError, match="gate_fn must be 'identity' or 'sigmoid_one_minus', got 'tanh'"):
+        presto_kernels.gated_residual(x, x, None, gate_fn="tanh")
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_transforms_are_refused_by_name(op):
+    case = Case(op)
+    inputs = {k: None if t is None else t.detach() for k, t in case.inputs().items()}
+    rest = {k: t for k, t in inputs.items() if k != "x"}
+    call = lambda x: OPS[op](x, **rest, **case.options())  # noqa: E731
+    with pytest.raises(NotImplementedError, match=f"{op}: torch.func transforms"):
+        torch.func.vmap(call)(inputs["x"].unsqueeze(0))
+    with pytest.raises(NotImplementedError, match=f"{op}: "):
+        torch.func.jvp(call, (inputs["x"],), (inputs["x"],))
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(NotImplementedError, match=f"{op}: forward-mode"):
+        call(torch.autograd.forward_ad.make_dual(inputs["x"], inputs["x"]))
+
+
+@pytest.mark.skipif("cpu" not in backends(), reason="the compiled CPU kernels are not here")
+def test_gradients_are_first_order_only():
+    x = torch.randn(1, 3, 8, requires_grad=True)
+    (gradient,) = torch.autograd.grad(
+        presto_kernels.adaln_modulate(x, None, None).square().sum(), x, create_graph=True
+    )
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_every_tensor_argument_is_tested():
+    """A new argument that the cases do not know would go untested."""
+    import inspect
+
+    for op, function in OPS.items():
+        parameters = set(inspect.signature(function).parameters) - {"norm", "eps", "gate_fn"}
+        assert parameters == set(TENSORS[op])
