@@ -22,6 +22,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent
 TORCH = "torch==2.13.0"  # whose headers are used when no torch is installed yet
@@ -51,8 +52,11 @@ def torch_include() -> Path | None:
 
 
 def cxx() -> str | None:
-    command = os.environ.get("CXX", "g++").split()[0]
-    return shutil.which(command) or shutil.which("c++")
+    """The compiler's command: CXX where it is set, else g++ or c++."""
+    for command in [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "c++"]:
+        if shutil.which(command.split()[0]):
+            return command
+    return None
 
 
 def cuda_home() -> Path | None:
@@ -74,7 +78,7 @@ class Build(build_ext):
         self.force = True  # setuptools looks at ext.sources, which is empty; what is up to date is decided in _compile
         include, cuda = torch_include(), cuda_home()
         if include is None:
-            raise RuntimeError(f"torch's headers were not found; install {TORCH} first, or build with isolation")
+            raise CompileError(f"torch's headers were not found; install {TORCH} first, or build with isolation")
         flags = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wall", TARGET, f"-I{ROOT / 'csrc'}"]
         flags += [f"-isystem{include}", f"-isystem{include / 'torch/csrc/api/include'}"]
         flags += ["-DPRESTO_CUDA"] if cuda else []
@@ -103,7 +107,7 @@ class Build(build_ext):
 
     @staticmethod
     def _gxx(source: Path, flags: list[str], target: Path) -> list[str]:
-        return [*os.environ.get("CXX", cxx() or "g++").split(), *flags, "-c", str(source), "-o", str(target)]
+        return [*(cxx() or "g++").split(), *flags, "-c", str(source), "-o", str(target)]
 
     @staticmethod
     def _nvcc(cuda: Path, source: Path, out: Path) -> list[str]:
@@ -122,7 +126,8 @@ class Build(build_ext):
             return
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+            say("this did not compile; unless PRESTO_BUILD=1 there will be no library, only Triton and plain PyTorch")
+            raise CompileError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
         log.write_text(wanted)
 
 
@@ -136,7 +141,7 @@ def extensions() -> list[Extension]:
             raise SystemExit(message)
         say(message)
     else:
-        return [Extension("presto_kernels._C", sources=[], py_limited_api=True, language="c++")]
+        return [Extension("presto_kernels._C", sources=[], py_limited_api=True, language="c++", optional=mode != "1")]
     return []
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from bench import latency, ops, steps
 from bench.cli import add_options, from_namespace
 
-COMMANDS = {
+COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "latency": (latency.LatencyOptions, latency.run),
     "steps": (steps.StepsOptions, steps.run),
     "ops": (ops.OpsOptions, ops.run),

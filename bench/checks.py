@@ -1,7 +1,7 @@
 """Correctness before timing: a wrong implementation is refused, whatever its speed.
 
-The rule and its numbers are `presto_kernels.testing`'s: against the float64 formula on the inputs as rounded, an implementation
-may err at most twice as much as ordinary PyTorch in the same dtypes does, plus two ulps.
+The rule and its numbers are `presto_kernels.testing`'s: against the float64 formula on the inputs as rounded, an
+implementation may err at most twice as much as ordinary PyTorch in the same dtypes does, plus two ulps.
 """
 
 from __future__ import annotations

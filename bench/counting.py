@@ -1,8 +1,8 @@
 """How many bytes an op must move and how many floating-point operations it must do, each with its formula in words.
 
-Bytes are the fewest there can be: every input read once, every output written once, nothing kept in between. Operations count
-an addition, a multiplication, a division or a root as one, a fused multiply-add as two. In the formulas B is the batch, N the
-tokens, D the width, s the bytes of one element.
+Bytes are the fewest there can be: every input read once, every output written once, nothing kept in between. Operations
+count an addition, a multiplication, a division or a root as one, a fused multiply-add as two. In the formulas B is the
+batch, N the tokens, D the width, s the bytes of one element.
 """
 
 from __future__ import annotations

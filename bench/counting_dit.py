@@ -1,8 +1,8 @@
 """Bytes and operations of one DiT step, by kind of op; what one call of `DiT.forward(precomputed=...)` must do.
 
-Text keys and values, modulation and rotary tables are computed before the first step and not counted. In the formulas T = B N are
-the rows, D the width, H the heads, F the inner width of SwiGLU, L the text tokens, C the latent channels, R the rotated dims of
-a head, s the bytes of one element.
+Text keys and values, modulation and rotary tables are computed before the first step and not counted. In the formulas T
+= B N are the rows, D the width, H the heads, F the inner width of SwiGLU, L the text tokens, C the latent channels, R
+the rotated dims of a head, s the bytes of one element.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ PRODUCTS = ("qkv", "self-attention", "out, cross q, cross out", "cross-attention
 """The kinds whose operations are matrix products: the ones model FLOPs are made of."""
 
 
-def dit_step(config: DiTConfig, *, batch: int, length: int, text_tokens: int, blocks: int, itemsize: int) -> dict[str, Count]:
+def dit_step(
+    config: DiTConfig, *, batch: int, length: int, text_tokens: int, blocks: int, itemsize: int
+) -> dict[str, Count]:
     """One forward through `blocks` blocks: kind of op → what all its calls together must do."""
     rows, dim, heads, inner = batch * length, config.dim, config.num_heads, config.mlp_dim
     rotary = config.rotary_size
@@ -28,8 +30,8 @@ def dit_step(config: DiTConfig, *, batch: int, length: int, text_tokens: int, bl
             6 * rows * dim * itemsize,
             3 * rows * (4 * dim + 3 * heads) + 6 * rows * heads * rotary,
             "read and write q, k and cross-attention's q: 6 TD s",
-            "square and sum 2, times rstd 1, times weight 1 of three tensors: 12 TD; mean, eps and root of each head: 9 TH; "
-            "rotation of q and k, 3 a dim: 6 T H R",
+            "square and sum 2, times rstd 1, times weight 1 of three tensors: 12 TD; "
+            "mean, eps and root of each head: 9 TH; rotation of q and k, 3 a dim: 6 T H R",
         ),
         "self-attention": Count(
             4 * rows * dim * itemsize,
@@ -47,15 +49,20 @@ def dit_step(config: DiTConfig, *, batch: int, length: int, text_tokens: int, bl
         "seams": Count(
             (12 * rows * dim + 6 * batch * dim + dim) * itemsize,
             25 * rows * dim + 12 * rows + 2 * batch * dim,
-            "three a block, each reads x, branch and writes x', h: 12 TD s; gate and weight, scale and shift, all three: 6 BD s + D s",
-            "norm 5, and gate 2, weight 1 / add 1, modulate 2 / gate 2, modulate 2: 25 TD; 4 a row: 12 T; 1+scale: 2 BD",
+            "three a block, each reads x, branch and writes x', h: 12 TD s; "
+            "gate and weight, then scale and shift, then all three: 6 BD s + D s",
+            "norm 5 each, and gate 2, weight 1; add 1, modulate 2; gate 2, modulate 2: 25 TD; "
+            "mean, variance, eps and root of a row: 12 T; 1+scale: 2 BD",
         ),
         "mlp up": product(dim, 2 * inner),
         "swiglu": Count(
-            3 * rows * inner * itemsize, 5 * rows * inner, "read value, gate, write: 3 TF s", "negate, exp, add, divide, times value: 5 TF"
+            3 * rows * inner * itemsize,
+            5 * rows * inner,
+            "read value, gate, write: 3 TF s",
+            "negate, exp, add, divide, times value: 5 TF",
         ),
         "mlp down": product(inner, dim),
-    }  # fmt: skip
+    }
     step = {kind: times(count, blocks) for kind, count in per_block.items()}
     opening = Count((2 * rows * dim + 2 * batch * dim) * itemsize, 7 * rows * dim + 4 * rows + batch * dim, "", "")
     step["seams"] = add(step["seams"], opening, " a block; and the opening adaln_modulate")

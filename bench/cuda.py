@@ -1,9 +1,9 @@
 """Timing on a GPU: events around eager calls, and replays of CUDA graphs over inputs that do not fit the L2 cache.
 
-Device work is asynchronous and a kernel of ten microseconds is shorter than its launch, so an eager timing of an op measures
-Python. A graph of many calls measures the kernels; each call takes the next of several input sets, together more than three
-times the L2, so that no call finds its inputs in the cache as it would not in a model. Outputs are kept alive through the
-capture, so writes rotate as well.
+Device work is asynchronous and a kernel of ten microseconds is shorter than its launch, so an eager timing of an op
+measures Python. A graph of many calls measures the kernels; each call takes the next of several input sets, together
+more than three times the L2, so that no call finds its inputs in the cache as it would not in a model. Outputs are kept
+alive through the capture, so writes rotate as well.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -29,7 +30,7 @@ def input_sets(bytes_per_call: int, device: torch.device) -> int:
 
 
 def event_timer(call: Call, *, prepare: Call | None = None, repeats: int = 1) -> Measure:
-    """Milliseconds a call between two events, launch gaps included; `prepare` runs before each call and is not timed."""
+    """Milliseconds a call between two events, launch gaps included; `prepare` runs before each call, untimed."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
 
     def measure(part: int = 0) -> float:
@@ -50,8 +51,8 @@ def event_timer(call: Call, *, prepare: Call | None = None, repeats: int = 1) ->
     return measure
 
 
-def capture(calls: Sequence[Call], *, pool: object = None) -> tuple[torch.cuda.CUDAGraph, list[object]]:
-    """All calls, one after another, in one CUDA graph, and what they returned (static memory, filled by each replay)."""
+def capture(calls: Sequence[Call], *, pool: Any = None) -> tuple[torch.cuda.CUDAGraph, list[object]]:
+    """All calls, one after another, in one CUDA graph, and what they returned: memory that each replay fills."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool):
         results = [call() for call in calls]

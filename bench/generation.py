@@ -1,4 +1,6 @@
-"""What is timed: the steps of one generation of latents, by the reference and by presto, on the same weights and inputs."""
+"""What is timed: the steps of one generation of latents, by the reference and by presto, on the same weights and
+inputs.
+"""
 
 from __future__ import annotations
 
@@ -61,13 +63,13 @@ class Implementation:
 class Generation:
     """A generation with random weights, and everything that is known before its first step.
 
-    Both models hold the same parameter storage. The steps are those of ping-pong sampling on the few-step Karras spacing; what
-    enters step i is the same tensor for every implementation, so that each step can be timed by itself.
+    Both models hold the same parameter storage. The steps are those of ping-pong sampling on the few-step Karras
+    spacing; what enters step i is the same tensor for every implementation, so that each step can be timed by itself.
 
     Attributes:
         sigmas: the noise level of each step.
-        full, scheduled: every step's modulation, text keys and values and rotary tables, with all blocks and with the default
-            layer schedule. Both models are given them.
+        full, scheduled: every step's modulation, text keys and values and rotary tables, with all blocks and with the
+            default layer schedule. Both models are given them.
         inputs: x of each step, [1, N, C], fp32.
     """
 

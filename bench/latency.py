@@ -1,4 +1,6 @@
-"""`python -m bench latency`: one generation of 32 s of latents, step by step, by every implementation, interleaved in one run."""
+"""`python -m bench latency`: one generation of 32 s of latents, step by step, by every implementation, interleaved in
+one run.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,7 @@ class LatencyOptions:
 
 
 def run(options: LatencyOptions) -> int:
-    """Checks, times and prints; writes the JSON after every round. Exit status 1 where an implementation was refused."""
+    """Checks, times and prints; writes the JSON after every round. Exit status 1 if an implementation was refused."""
     generation, report = prepare(options)
     device = generation.setup.device
     interrupted = False
@@ -90,9 +92,9 @@ def implementations(generation: Generation, options: LatencyOptions, report: Rep
     found[SCHEDULED] = Implementation(generation.presto, generation.scheduled)
     with show.stage("check against float64"):
         verdicts = generation.check(found)
-    for name, error in verdicts.items():
-        if error is not None:
-            report.refuse(error, implementation=name)
+    for name, reason in verdicts.items():
+        if reason is not None:
+            report.refuse(reason, implementation=name)
             del found[name]
     return found
 
@@ -227,7 +229,7 @@ def step_table(generation: Generation, rows: list[Row]) -> Table:
         )
         for row in rows
     ]
-    title = f"{setup.config}, {setup.dtype}: {generation.config.nominal_latents} latents, {setup.batch} sample(s) a call"
+    title = f"{setup.config}, {setup.dtype}, batch {setup.batch}, {generation.config.nominal_latents} latents"
     if rows:
         title += f", {rows[-1]['rounds']} rounds"
     return show.table(title, columns, cells, left=2)

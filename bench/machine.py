@@ -1,7 +1,8 @@
 """The machine a number belongs to: what it is (`meta`), and the two ceilings measured on it (`measure_ceilings`).
 
-A share of a datasheet's bandwidth says nothing about the card at hand, so the ceilings are a large copy (bytes read plus bytes
-written) and a large matrix product per dtype, both through PyTorch, on random data, the best of several runs.
+A share of a datasheet's bandwidth says nothing about the card at hand, so the ceilings are a large copy (bytes read
+plus bytes written) and a large matrix product per dtype, both through PyTorch, on random data, the best of several
+runs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,7 @@ def meta(device: torch.device, ceilings: Ceilings | None = None) -> dict[str, An
         "device": device_name(device),
         "device_type": device.type,
         **(_gpu_state(device) if device.type == "cuda" else {"driver": None, "clocks": _cpu_clock()}),
+        "load_average": round(os.getloadavg()[0], 2),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "triton": triton_version,
@@ -82,13 +85,13 @@ def measure_ceilings(device: torch.device, dtypes: Sequence[str]) -> Ceilings:
     cuda = device.type == "cuda"
     source = torch.randn(2**28 if cuda else 2**25, device=device)
     target = torch.empty_like(source)
-    copy_gbs = 2 * source.nbytes / _best_seconds(lambda: target.copy_(source), device) / 1e9
+    copy_gbs = 2 * source.nbytes / _best_seconds(partial(target.copy_, source), device) / 1e9
     del source, target
     matmul_tflops = {}
     for name in dtypes:
         size = 8192 if cuda else 2048
         a, b = (torch.randn(size, size, device=device, dtype=DTYPES[name]) for _ in "ab")
-        matmul_tflops[name] = 2 * size**3 / _best_seconds(lambda a=a, b=b: a @ b, device) / 1e12  # type: ignore[misc]
+        matmul_tflops[name] = 2 * size**3 / _best_seconds(partial(torch.mm, a, b), device) / 1e12
     return Ceilings(copy_gbs, matmul_tflops)
 
 
@@ -105,9 +108,7 @@ def _best_seconds(function: Callable[[], object], device: torch.device, runs: in
 
 def _gpu_state(device: torch.device) -> dict[str, Any]:
     fields = ("driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.limit")
-    values = _run(
-        "nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader", f"--id={device.index or 0}"
-    )
+    values = _run("nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader", f"--id={device.index or 0}")
     if values is None:
         return {"driver": None, "clocks": None}
     driver, *clocks = [value.strip() for value in values.split(",")]

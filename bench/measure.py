@@ -1,8 +1,8 @@
 """Interleaved, shuffled, paired timing.
 
-Machines drift: clocks, neighbours, heat. So nothing is timed for long by itself. A round runs every implementation once, in
-a new order, and a ratio is taken within each round, where both sides met the same machine; the figure reported is the median
-of those ratios with a bootstrap interval.
+Machines drift: clocks, neighbours, heat. So nothing is timed for long by itself. A round runs every implementation
+once, in a new order, and a ratio is taken within each round, where both sides met the same machine; the figure reported
+is the median of those ratios with a bootstrap interval.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 Measure = Callable[[int], float]
-"""Runs one part of an implementation once (a step of a generation; an op has part 0 only) and returns its milliseconds."""
+"""Runs one part of an implementation once (a step of a generation; an op has part 0 only); returns milliseconds."""
 
 
 @dataclass
@@ -69,8 +69,8 @@ def interleave(
 ) -> Samples:
     """Each round goes through the parts, and runs every implementation's part once, in a fresh order.
 
-    Stops after `rounds` rounds, or earlier once `seconds` have passed and at least `min_rounds` are in. Ctrl-C ends it too: what
-    was measured so far is returned with `interrupted` set; a part that not all implementations had finished is dropped.
+    Stops after `rounds` rounds, or earlier once `seconds` have passed and at least `min_rounds` are in. Ctrl-C ends it
+    too: what was measured so far is returned with `interrupted` set; a part that not all had finished is dropped.
 
     Args:
         measures: name → runs part i once and returns its milliseconds.
@@ -115,7 +115,9 @@ def _drop_unpaired(samples: Samples) -> None:
             del values[paired:]
 
 
-def paired_ratio(samples: Samples, over: str, under: str, part: int | None = None, *, resamples: int = 2000) -> Ratio | None:
+def paired_ratio(
+    samples: Samples, over: str, under: str, part: int | None = None, *, resamples: int = 2000
+) -> Ratio | None:
     """How many times longer `over` takes than `under`: median of the per-round ratios and its 95 % bootstrap interval.
 
     None where either was not measured or no round was finished.
@@ -130,7 +132,9 @@ def paired_ratio(samples: Samples, over: str, under: str, part: int | None = Non
     return Ratio(float(np.median(ratios)), float(low), float(high), len(ratios))
 
 
-def repeats_for(function: Callable[[], object], least_ms: float, *, clock: Callable[[], float] = time.perf_counter) -> int:
+def repeats_for(
+    function: Callable[[], object], least_ms: float, *, clock: Callable[[], float] = time.perf_counter
+) -> int:
     """How many calls make one sample last `least_ms`, so that the clock's own cost and grain vanish in it."""
     function()
     started = clock()

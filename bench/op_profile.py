@@ -1,8 +1,8 @@
 """Where the time of one model call goes, by kind of op, for any model with the DiT's module names.
 
-PyTorch's profiler records every operator; hooks mark which module it ran in. An operator's own time (on CUDA: that of its
-kernels) counts for the kind its innermost marked module stands for, attention apart. What no operator accounts for, Python
-between them, is in no kind.
+PyTorch's profiler records every operator; hooks mark which module it ran in. An operator's own time (on CUDA: that of
+its kernels) counts for the kind its innermost marked module stands for, attention apart. What no operator accounts for,
+Python between them, is in no kind.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def forward(function: Function, sets: Sequence[Outputs], mode: str, device: torc
 
 
 def backward(function: Function, sets: Sequence[Outputs], mode: str, device: torch.device) -> measure.Measure:
-    """Times the gradients of `function(*inputs)` in every input, for random output gradients; the forward is not timed."""
+    """Times the gradients of `function(*inputs)` in every input, for random output gradients, without the forward."""
     forwards = [functools.partial(function, *inputs) for inputs in sets]
     backwards = [
         functools.partial(_gradients, inputs, random_grads(call(), seed))
@@ -49,7 +49,7 @@ def backward(function: Function, sets: Sequence[Outputs], mode: str, device: tor
 
 
 def random_grads(outputs: Sequence[Tensor], seed: int, dtype: torch.dtype | None = None) -> Outputs:
-    """Output gradients of a backward: random, the same on every call, rounded to `dtype` (default: each output's own)."""
+    """Output gradients of a backward: random, the same on every call, rounded to `dtype` (or each output's own)."""
     random = torch.Generator(outputs[0].device).manual_seed(seed)
     return tuple(
         torch.randn(y.shape, generator=random, device=y.device).to(dtype or y.dtype).to(y.dtype) for y in outputs

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from rich.table import Table
 from torch import Tensor
@@ -46,7 +47,7 @@ class Implementation:
 
 
 def run(options: OpsOptions) -> int:
-    """Measures every case, prints a table each, writes the JSON as it goes. Exit status 1 where anything was refused."""
+    """Measures every case, prints a table each, writes the JSON as it goes. Exit status 1 if anything was refused."""
     if options.aot:
         from bench import aot  # loads the compilers' wrappers, which nothing else here needs
 
@@ -87,7 +88,7 @@ def parse_shape(text: str) -> tuple[int, int, int]:
 
 
 def implementations(case: Case, *, compiled: bool) -> list[Implementation]:
-    """Eager, torch.compile of it (fresh and static, so that no dynamic-shape variant is timed), and presto's backends."""
+    """Eager, torch.compile of it (fresh and static: no dynamic-shape variant is timed), and presto's backends."""
     found = [Implementation("eager", case.op.eager)]
     if compiled:
         torch._dynamo.reset()
@@ -189,7 +190,7 @@ def _rows(case: Case, samples: measure.Samples, mode: str, report: Report) -> li
     auto, count, rows = _auto(case), case.count, []
     copy_gbs = report.meta["ceilings"]["copy_gbs"]
     for name in samples.times:
-        p50 = samples.percentile(name, 50)
+        p50 = float(np.median(samples.ms(name)))
         eager, compiled, copy = (
             measure.paired_ratio(samples, *pair) for pair in (("eager", name), ("compile", name), (name, COPY))
         )

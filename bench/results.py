@@ -34,7 +34,7 @@ class Report:
 
 
 def ratio_fields(name: str, ratio: Ratio | None) -> dict[str, Any]:
-    """A paired ratio for a summary: `name` is its median, `name_interval` the 95 % interval; nothing where there is none."""
+    """A paired ratio for a summary: `name` its median, `name_interval` the 95 % interval; nothing for None."""
     if ratio is None:
         return {}
     return {name: round(ratio.median, 4), f"{name}_interval": [round(ratio.low, 4), round(ratio.high, 4)]}

@@ -16,9 +16,7 @@ WIDTH = 100
 console = Console(width=WIDTH, highlight=False)
 
 
-def table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, left: int = 1, wrap: int = 0
-) -> Table:
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, left: int = 1, wrap: int = 0) -> Table:
     """A table whose first `left` columns are names (left-aligned) and the others numbers; None shows as a dash.
 
     The first `wrap` columns may break into lines where the table would be wider than the page.
@@ -48,11 +46,14 @@ def times(ratio: float | None) -> str | None:
 
 
 def machine_line(meta: dict[str, Any]) -> str:
-    """The machine and its measured ceilings in one line."""
+    """The machine, its measured ceilings, and a warning where others are using it."""
+    busy = (
+        f"\nload {meta['load_average']}: something else runs here; expect noise" if meta["load_average"] > 0.5 else ""
+    )
     products = ", ".join(f"{name} {number(rate)}" for name, rate in meta["ceilings"]["matmul_tflops"].items())
     return (
         f"{meta['device']} · torch {meta['torch']} · copy {number(meta['ceilings']['copy_gbs'])} GB/s (read + write)"
-        f" · matmul TFLOP/s: {products}"
+        f" · matmul TFLOP/s: {products}{busy}"
     )
 
 
@@ -91,7 +92,12 @@ def rounds(label: str) -> Iterator[Callable[[float], None]]:
 
         yield line
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(label, total=1.0)
         yield lambda share: progress.update(task, completed=share)

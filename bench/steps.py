@@ -15,6 +15,8 @@ from bench.generation import Generation, Implementation
 from bench.latency import PRESTO, REFERENCE
 from bench.results import Report, Row
 
+SUM, WHOLE = "sum", "step, unprofiled"
+
 
 @dataclass(frozen=True)
 class StepsOptions:
@@ -93,25 +95,31 @@ def profile_step(
             row = {"implementation": name, "step": options.step, "kind": kind, "ms_p50": medians[kind]}
             row |= {"bytes": count.bytes, "flops": count.flops, "floor_ms": floor}
             rows.append(row | {"share_of_ceiling": floor / medians[kind] if medians[kind] else None})
-        between = whole[name] - sum(medians.values())
-        rows.append({"implementation": name, "step": options.step, "kind": "between operators", "ms_p50": between})
+        for kind, total in ((SUM, sum(medians.values())), (WHOLE, whole[name])):
+            rows.append({"implementation": name, "step": options.step, "kind": kind, "ms_p50": total})
     return rows
 
 
 def op_table(options: StepsOptions, rows: list[Row]) -> Table:
-    """Kinds of op by falling cost of the reference; `between operators` is the unprofiled step less all of them."""
-    of_side = {side: {row["kind"]: row for row in rows if row["implementation"] == side} for side in (REFERENCE, PRESTO)}
+    """Kinds of op by falling cost of the reference, their sum, and the step as timed without the profiler.
+
+    The sum is short of the step by what runs between operators (on CUDA: gaps between kernels), and beyond it by what
+    the profiler costs.
+    """
+    of_side: dict[str, dict[str, Row]] = {REFERENCE: {}, PRESTO: {}}
+    for row in rows:
+        of_side[row["implementation"]][row["kind"]] = row
     columns = ("kind of op", "reference", "presto ms", "ratio", "floor ms", "of ceiling", "MB", "GFLOP")
     cells = []
-    for kind, reference in sorted(of_side[REFERENCE].items(), key=lambda item: -item[1]["ms_p50"]):
+    by_cost = sorted(of_side[REFERENCE].items(), key=lambda item: (item[0] in (SUM, WHOLE), -item[1]["ms_p50"]))
+    for kind, reference in by_cost:
         presto = of_side[PRESTO].get(kind, {})
-        both = presto.get("ms_p50", 0) > 0 and "floor_ms" in reference
         cells.append(
             (
                 kind,
                 show.number(reference["ms_p50"]),
                 show.number(presto.get("ms_p50")),
-                show.times(reference["ms_p50"] / presto["ms_p50"]) if both else None,
+                show.times(reference["ms_p50"] / presto["ms_p50"]) if presto.get("ms_p50") else None,
                 show.number(reference.get("floor_ms")),
                 show.percent(presto.get("share_of_ceiling")),
                 show.number(reference["bytes"] / 1e6) if "bytes" in reference else None,

@@ -515,7 +515,8 @@ inline void launch_by_columns(const SeamBackward& a, int multiprocessors, float 
   launch_finish(a, plan, stream);
 }
 
-inline void launch_backward(const SeamBackward& a, int multiprocessors, cudaStream_t stream) {
+inline void launch_backward(SeamBackward a, int multiprocessors, cudaStream_t stream) {
+  if (a.norm == Norm::None) a.grad_h = {};
   const int elements = 16 / size_of(a.x.dtype);
   const float inverse_dim = 1.f / static_cast<float>(a.dim);
   const int modulation = common_dtype(a, a.x.dtype);

@@ -7,6 +7,7 @@ kept on disk, keyed by source, options and compiler version, so that a second ru
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -36,7 +37,7 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class AotRecord:
-    """One compiled kernel.  ``arch`` is ten times the compute capability; counts are of instructions, not executions."""
+    """One compiled kernel.  ``arch`` is ten times the compute capability; accesses are counted as instructions."""
 
     kernel: str
     implementation: str  # "triton" or "cuda"
@@ -110,10 +111,11 @@ def _cached(job: _Job, cache: Path) -> list[AotRecord]:
     if file.exists():
         return [AotRecord(**record) for record in json.loads(file.read_text())]
     records = job.work()
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=cache, suffix=".part", delete=False) as part:
-        json.dump([asdict(record) for record in records], part)
-    os.replace(part.name, file)
+    with contextlib.suppress(OSError):  # a home that cannot be written costs time, not the result
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=cache, suffix=".part", delete=False) as part:
+            json.dump([asdict(record) for record in records], part)
+        os.replace(part.name, file)
     return records
 
 
@@ -197,14 +199,13 @@ _ADALN = replace(_SEAM, variant="adaln_modulate", branch=False, gate=None)
 _GATED = replace(_SEAM, variant="gated_residual", norm=None, scale=None, shift=None)
 # (call, dtype, D)
 CALLS = (
-    *((call, dtype, dim)
-      for dtype, dim in ((torch.bfloat16, 1024), (torch.float32, 1024), (torch.bfloat16, 1000))
-      for call in (_SEAM, _ADALN, _GATED)),
+    *((call, dtype, 1024) for dtype in (torch.bfloat16, torch.float32) for call in (_SEAM, _ADALN, _GATED)),
+    (_SEAM, torch.bfloat16, 1000),
     (replace(_SEAM, variant="gated_residual_adaln, weight and bias", weight="D", bias="D"), torch.bfloat16, 1024),
     (replace(_SEAM, variant="gated_residual_adaln, per token", gate="N", scale="N", shift="N"), torch.bfloat16, 1024),
     (replace(_ADALN, variant="adaln_modulate, rms, weight", norm="rms", weight="D"), torch.bfloat16, 1024),
     (replace(_GATED, variant="gated_residual, sigmoid", gate_fn="sigmoid_one_minus"), torch.bfloat16, 1024),
-)  # fmt: skip
+)
 
 _NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 

@@ -110,10 +110,11 @@ def plain(case: Case, inputs: dict[str, Tensor | None]) -> tuple[Tensor, ...]:
     assert x is not None
     dtype, outputs = x.dtype, []
     if "branch" in t:
-        gate = t["gate"]
+        gate, branch = t["gate"], t["branch"]
+        assert branch is not None
         if gate is not None and case.gate_fn == "sigmoid_one_minus":
             gate = torch.sigmoid(1 - gate)
-        x = (x + (t["branch"] if gate is None else gate * t["branch"])).to(dtype)
+        x = (x + (branch if gate is None else gate * branch)).to(dtype)
         outputs.append(x)
     if case.op == "gated_residual":
         return tuple(outputs)

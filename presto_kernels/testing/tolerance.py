@@ -11,6 +11,7 @@ same-dtype error and a band of ulps, against float64) is attention-gym's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -55,14 +56,15 @@ def within(name: str, y: Tensor, oracle: Tensor, plain: Tensor, *, rowwise: bool
         return Outcome(name, "empty", 0.0, 0.0, 0.0)
     y, oracle, plain = y.detach(), oracle.detach().double(), plain.detach()
     error, plain_error, size = (y.double() - oracle).abs(), (plain.double() - oracle).abs(), oracle.abs()
-    rms = [t.square().mean().sqrt().reshape(1) for t in (error, plain_error, size)]
-    outcomes = [
-        _judge(name, "max", error.max().reshape(1), plain_error.max().reshape(1), size.max().reshape(1), eps),
-        _judge(name, "rms", *rms, eps),
-    ]
+    measures: dict[str, Callable[[Tensor], Tensor]] = {
+        "max": lambda t: t.max().reshape(1),
+        "rms": lambda t: t.square().mean().sqrt().reshape(1),
+    }
     if rowwise and y.dim() > 1:
-        rows = [t.flatten(0, -2).amax(-1) for t in (error, plain_error, size)]
-        outcomes.append(_judge(name, "row", *rows, eps))
+        measures["row"] = lambda t: t.flatten(0, -2).amax(-1)
+    outcomes = [
+        _judge(name, measure, of(error), of(plain_error), of(size), eps) for measure, of in measures.items()
+    ]
     return max(outcomes, key=lambda outcome: outcome.ratio)
 
 

@@ -4,11 +4,16 @@ import json
 import math
 
 import pytest
-from rich.console import Console
 
 from bench import show
 from bench.measure import Ratio
 from bench.results import Report, ratio_fields, write_json
+
+
+def printed(renderable):
+    with show.console.capture() as capture:
+        show.console.print(renderable)
+    return capture.get()
 
 
 def test_a_report_round_trips(tmp_path):
@@ -39,29 +44,28 @@ def test_no_ratio_adds_nothing():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(0.02134, "0.0213"), (12.44, "12.4"), (1379.6, "1380"), (0, "0"), (None, None), (0.9999, "1.000")]
+    ("value", "text"),
+    [(0.02134, "0.0213"), (12.44, "12.4"), (1379.6, "1380"), (0.0021, "0.0021"), (0, "0.00"), (None, None)],
 )
 def test_numbers_show_three_digits(value, text):
     assert show.number(value) == text
 
 
-def widths(*renderables):
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))
-    console.print(*renderables)
-    lines = console.export_text().splitlines()
-    assert not any("…" in line for line in lines), lines
-    return max(map(len, lines))
-
-
 def test_a_table_shows_names_left_and_missing_values_as_a_dash():
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))
-    console.print(show.table("title", ("name", "ms"), [("a", 1.0), ("b", None)]))
-    text = console.export_text()
+    text = printed(show.table("title", ("name", "ms"), [("a", 1.0), ("b", None)]))
     assert "a      1.0" in text
     assert "b        -" in text
 
 
+def test_a_long_name_breaks_into_lines_where_it_may():
+    text = printed(show.table("title", ("name", *"bcdef"), [("word " * 30, *["x" * 14] * 5)], wrap=1))
+    assert "…" not in text
+    assert text.count("word") == 30
+
+
 def test_the_machine_line_names_the_ceilings():
-    meta = {"device": "d", "torch": "2", "ceilings": {"copy_gbs": 33.0, "matmul_tflops": {"bf16": 0.42}}}
+    meta = {"device": "d", "torch": "2", "load_average": 0.1, "ceilings": {"copy_gbs": 33.0, "matmul_tflops": {"bf16": 0.42}}}
     assert "copy 33.0 GB/s" in show.machine_line(meta)
     assert "bf16 0.420" in show.machine_line(meta)
+    assert "noise" not in show.machine_line(meta)
+    assert "noise" in show.machine_line(meta | {"load_average": 2.0})

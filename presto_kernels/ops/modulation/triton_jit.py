@@ -23,8 +23,8 @@ Bytes per row of D elements of s bytes (modulation of a sample stays in L1; the 
     backward  6 D s  (reads grad_x, grad_h, x', branch; writes dx, dbranch), and for each summed gradient 8 D bytes
               a program: written by the first kernel, read by the second, out of L2.
 
-Limits: D at most 8192 (a row must fit the registers of one program; from 4096 on the backward with weight and bias
-spills some); fewer than 2^31 rows; any number of elements.
+Limits: D at most 8192 (a row must fit the registers of one program; above 1024 the backward with weight and bias spills
+24 bytes a thread, above 4096 some hundreds); fewer than 2^31 rows; any number of elements.
 
 A kernel is compiled once per dtypes, D, options and which tensors are given, and never again for another length:
 nothing is specialised on a value, and what code generation may know of alignment is one flag, VECTOR.
@@ -69,7 +69,8 @@ def _round(value, dtype: tl.constexpr):
     if INTERPRETED and dtype == tl.bfloat16:
         # The interpreter cuts the low bits off: add what makes that a rounding (NaN and infinity stay as they are).
         bits = value.to(tl.uint32, bitcast=True)
-        rounded = (bits + 0x7FFF + ((bits >> 16) & 1)).to(tl.float32, bitcast=True)
+        bits = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) << 16
+        rounded = bits.to(tl.float32, bitcast=True)
         value = tl.where(tl.abs(value) < float("inf"), rounded, value)
     return value.to(dtype)
 

@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Everything a CUDA machine can show, in one command of at most 9 minutes: bash bench/gpu_run.sh OUTDIR
+#
+# Needs Python with torch and triton, nvcc, and no network. Builds, tests, benches and profiles, most valuable first. Each stage has
+# its own time limit and writes its result as it comes; one that fails or runs out of time does not stop the next, and a stage for
+# which no time is left is skipped by name. The last line sums up. Exit status: 0 all passed, 1 something did not, 2 no CUDA device.
+set -u
+
+if [ $# -ne 1 ]; then
+    echo "usage: bash bench/gpu_run.sh OUTDIR" >&2
+    exit 2
+fi
+python=${PYTHON:-python3}
+total=${GPU_RUN_SECONDS:-525}
+problem=$("$python" -c '
+import torch
+assert torch.cuda.is_available(), "no CUDA device: this PyTorch (%s) sees none" % torch.__version__
+' 2>&1) || {
+    echo "gpu_run: ${problem##*$'\n'}; nothing was done" >&2
+    exit 2
+}
+
+mkdir -p "$1" || exit 2
+out=$(cd "$1" && pwd)
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+log=$out/log.txt
+stages=$out/stages.txt
+: >"$log"
+: >"$stages"
+
+# stage NAME LIMIT COMMAND...: runs the command within LIMIT seconds, or what is left of all; then a line in stages.txt.
+stage() {
+    local name=$1 limit=$2 left=$((total - SECONDS)) started=$SECONDS status verdict
+    shift 2
+    if [ "$left" -lt 20 ]; then
+        echo "$name skipped (no time left) 0" >>"$stages"
+        echo "gpu_run: $name skipped, no time left"
+        return
+    fi
+    [ "$limit" -gt "$left" ] && limit=$left
+    echo "=== $name: at most $limit s: $*" | tee -a "$log"
+    # An interrupt first: the benches and pytest then write what they have.
+    timeout --signal=INT --kill-after=10 "$limit" "$@" >>"$log" 2>&1
+    status=$?
+    case $status in
+        0) verdict=ok ;;
+        124 | 137) verdict="stopped at $limit s" ;;
+        *) verdict="failed ($status)" ;;
+    esac
+    echo "$name $verdict $((SECONDS - started))" >>"$stages"
+    echo "gpu_run: $name $verdict after $((SECONDS - started)) s"
+}
+
+stage build 170 "$python" setup.py build_ext --inplace
+stage environment 30 "$python" -m presto_kernels.env_report
+stage tests 160 "$python" -m pytest tests/gpu -p no:cacheprovider -o console_output_style=classic --junitxml="$out/tests.xml"
+stage ops 120 "$python" -m bench ops --device cuda --backward --seconds 1.5 --rounds 60 \
+    --shapes 2x1379x1024 4x1379x1024 1x1379x1024 --json "$out/ops.json"
+stage latency 150 "$python" -m bench latency --device cuda --config presto-32s --steps 4 --dtype bf16 --seconds 20 \
+    --json "$out/latency.json"
+stage profile 60 "$python" -m bench steps --device cuda --config presto-32s --steps 4 --dtype bf16 --seconds 4 \
+    --kernels "$out/kernels.txt" --json "$out/steps.json"
+
+"$python" -m bench.gpu_summary "$out" "$SECONDS"
