@@ -1,9 +1,12 @@
 #!/usr/bin/env bash
 # Everything a CUDA machine can show, in one command of at most 9 minutes: bash bench/gpu_run.sh OUTDIR
 #
-# Needs Python with torch and triton, nvcc, and no network. Builds, tests, benches and profiles, most valuable first. Each stage has
-# its own time limit and writes its result as it comes; one that fails or runs out of time does not stop the next, and a stage for
-# which no time is left is skipped by name. The last line sums up. Exit status: 0 all passed, 1 something did not, 2 no CUDA device.
+# Needs Python with torch, triton, pytest, numpy and rich, nvcc, and no network. Builds, tests, benches and profiles, most
+# valuable first. Each stage has its own time limit and writes its result as it comes; one that fails or runs out of time does
+# not stop the next, and a stage for which no time is left is skipped by name. The last line sums up.
+#
+# PYTHON: the interpreter (python3). GPU_RUN_SECONDS: time for all stages (525).
+# Exit status: 0 everything passed, 1 something did not, 2 there is no CUDA device and nothing was done.
 set -u
 
 if [ $# -ne 1 ]; then
@@ -11,6 +14,9 @@ if [ $# -ne 1 ]; then
     exit 2
 fi
 python=${PYTHON:-python3}
+case $python in
+    */*) python=$(cd "$(dirname "$python")" && pwd)/$(basename "$python") ;;
+esac
 total=${GPU_RUN_SECONDS:-525}
 problem=$("$python" -c '
 import torch
@@ -54,8 +60,8 @@ stage() {
 stage build 170 "$python" setup.py build_ext --inplace
 stage environment 30 "$python" -m presto_kernels.env_report
 stage tests 160 "$python" -m pytest tests/gpu -p no:cacheprovider -o console_output_style=classic --junitxml="$out/tests.xml"
-stage ops 120 "$python" -m bench ops --device cuda --backward --seconds 1.5 --rounds 60 \
-    --shapes 2x1379x1024 4x1379x1024 1x1379x1024 --json "$out/ops.json"
+stage ops 130 "$python" -m bench ops --device cuda --backward --seconds 1.5 --rounds 60 \
+    --ops gated_residual_adaln adaln_modulate gated_residual --shapes 2x1379x1024 4x1379x1024 1x1379x1024 --json "$out/ops.json"
 stage latency 150 "$python" -m bench latency --device cuda --config presto-32s --steps 4 --dtype bf16 --seconds 20 \
     --json "$out/latency.json"
 stage profile 60 "$python" -m bench steps --device cuda --config presto-32s --steps 4 --dtype bf16 --seconds 4 \

@@ -1,4 +1,7 @@
-"""The last line of gpu_run.sh: what ran, what passed, the ratios people ask for. `python -m bench.gpu_summary OUTDIR SECONDS`"""
+"""The last line of gpu_run.sh: what ran, what passed, the ratios people ask for.
+
+python -m bench.gpu_summary OUTDIR SECONDS
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import Any
 
 
 def summary_line(folder: Path, seconds: str) -> tuple[str, bool]:
-    """One line from the files gpu_run.sh left in `folder`, whatever is missing there, and whether every stage passed."""
+    """One line from the files gpu_run.sh left in `folder`, whatever is missing, and whether every stage passed."""
     stages = [line.rsplit(" ", 1) for line in (folder / "stages.txt").read_text().splitlines()]
     parts = [f"{what} {took} s" for what, took in stages]
     details = [_tests(folder / "tests.xml"), _ops(folder / "ops.json"), _latency(folder / "latency.json")]
@@ -20,9 +23,10 @@ def summary_line(folder: Path, seconds: str) -> tuple[str, bool]:
 
 
 def _tests(path: Path) -> str | None:
-    if not path.exists():
+    try:
+        suite = next(ElementTree.parse(path).iter("testsuite")).attrib
+    except (OSError, ElementTree.ParseError, StopIteration):
         return None
-    suite = next(ElementTree.parse(path).iter("testsuite")).attrib
     wrong = int(suite["failures"]) + int(suite["errors"])
     skipped = int(suite["skipped"])
     return f"tests: {int(suite['tests']) - wrong - skipped} passed, {wrong} failed, {skipped} skipped"

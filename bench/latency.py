@@ -152,7 +152,8 @@ def time_steps(
             on_round=keep,
         )
     keep(samples)
-    show.console.print(step_table(generation, report.rows))
+    if report.rows:
+        show.console.print(step_table(generation, report.rows))
     return samples.interrupted
 
 
@@ -230,8 +231,7 @@ def step_table(generation: Generation, rows: list[Row]) -> Table:
         for row in rows
     ]
     title = f"{setup.config}, {setup.dtype}, batch {setup.batch}, {generation.config.nominal_latents} latents"
-    if rows:
-        title += f", {rows[-1]['rounds']} rounds"
+    title += f", {rows[-1]['rounds']} rounds"
     return show.table(title, columns, cells, left=2)
 
 

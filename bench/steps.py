@@ -60,7 +60,7 @@ def run(options: StepsOptions) -> int:
             report.rows += rows
             report.save(options.json)
             show.console.print(op_table(options, rows))
-            if options.kernels is not None:
+            if options.kernels is not None and PRESTO in found:
                 write_kernels(generation, found[PRESTO], options)
     except KeyboardInterrupt:
         report.save(options.json)

@@ -1,8 +1,6 @@
 // The library as a whole: what it was built with, and where CUDA's stream comes from.
 #include <dlfcn.h>
 
-#include <cstring>
-
 #include "tensor.h"
 
 namespace presto {
@@ -18,17 +16,16 @@ StreamFn stream_fn() {
   return fn;
 }
 
-// Bit 0: built with nvcc.  Bit 1: the running torch has CUDA.  Bits 2 and up: 0 none, 1 avx2, 2 avx512, 3 avx512bf16.
+// Bit 0: built with nvcc.  Bit 1: the running torch has CUDA.  Bits 2 and up: cpu::instruction_set().
 int64_t build_info() {
   int64_t info = torch_has_cuda() ? 2 : 0;
 #ifdef PRESTO_CUDA
   info |= 1;
 #endif
-  const char* names[] = {"none", "avx2", "avx512", "avx512bf16"};
-  for (int64_t i = 0; i < 4; ++i)
-    if (std::strcmp(cpu::instruction_set(), names[i]) == 0) info |= i << 2;
-  return info;
+  return info | cpu::instruction_set() << 2;
 }
+
+int64_t limit_instruction_set(int64_t limit) { return cpu::limit_instruction_set(static_cast<int>(limit)); }
 
 }  // namespace
 
@@ -43,7 +40,11 @@ void* current_cuda_stream(int32_t device) {
 
 }  // namespace presto
 
-STABLE_TORCH_LIBRARY_FRAGMENT(presto_kernels, m) { m.def("build_info() -> int"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(presto_kernels, m) {
+  m.def("build_info() -> int");
+  m.def("limit_instruction_set(int limit) -> int");
+}
 STABLE_TORCH_LIBRARY_IMPL(presto_kernels, CompositeExplicitAutograd, m) {
   m.impl("build_info", TORCH_BOX(&presto::build_info));
+  m.impl("limit_instruction_set", TORCH_BOX(&presto::limit_instruction_set));
 }

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 _CUDA_CODE, _CUDA_TORCH = 1, 2
-_INSTRUCTION_SETS = {0: "none", 1: "avx2", 2: "avx512", 3: "avx512bf16"}
+INSTRUCTION_SETS = ("none", "avx2", "avx512", "avx512bf16")
 
 
 def _load() -> str | None:
@@ -30,7 +30,7 @@ loaded: bool = error is None
 # Read once: an operator that returns an int would become a symbolic number inside torch.compile.
 _build_info: int = int(torch.ops.presto_kernels.build_info()) if loaded else 0
 
-instruction_set: str = _INSTRUCTION_SETS[_build_info >> 2]
+instruction_set: str = INSTRUCTION_SETS[_build_info >> 2]
 """Vector instructions the CPU kernels run on here: "avx512bf16", "avx512", "avx2", or "none"."""
 
 has_cpu_kernels: bool = instruction_set != "none"
@@ -41,3 +41,14 @@ has_cuda_code: bool = bool(_build_info & _CUDA_CODE)
 
 has_cuda_kernels: bool = has_cuda_code and bool(_build_info & _CUDA_TORCH)
 """Whether CUDA kernels are there and this torch can launch them."""
+
+
+def limit_instruction_set(name: str) -> str:
+    """Let the CPU kernels use at most ``name``, for tests and comparisons; returns what they use now.
+
+    Raises ``ValueError`` for an unknown name.  A set this processor has not is left out: the best one it has is used.
+    """
+    if name not in INSTRUCTION_SETS[1:]:
+        raise ValueError(f"name: {name!r} is no instruction set; choose from {', '.join(INSTRUCTION_SETS[1:])}")
+    limit = INSTRUCTION_SETS.index(name)
+    return INSTRUCTION_SETS[torch.ops.presto_kernels.limit_instruction_set(limit)]

@@ -7,28 +7,35 @@ namespace presto::cpu {
 namespace {
 
 struct Choice {
-  const char* name;
+  int level;
   const SeamKernels* kernels;
 };
 
-Choice choose() {
+// The best set this processor has, up to `limit` (0 none, 1 avx2, 2 avx512, 3 avx512bf16).
+Choice choose(int limit) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  if (avx512 && __builtin_cpu_supports("avx512bf16")) return {"avx512bf16", &avx512bf16::kSeamKernels};
-  if (avx512) return {"avx512", &avx512::kSeamKernels};
-  if (avx2) return {"avx2", &avx2::kSeamKernels};
+  if (limit >= 3 && avx512 && __builtin_cpu_supports("avx512bf16")) return {3, &avx512bf16::kSeamKernels};
+  if (limit >= 2 && avx512) return {2, &avx512::kSeamKernels};
+  if (limit >= 1 && avx2) return {1, &avx2::kSeamKernels};
 #endif
-  return {"none", nullptr};
+  return {0, nullptr};
 }
 
-Choice current = choose();
+Choice current = choose(3);
 
 }  // namespace
 
-const char* instruction_set() { return current.name; }
+int instruction_set() { return current.level; }
+
+int limit_instruction_set(int limit) {
+  const Choice choice = choose(limit);
+  if (choice.kernels != nullptr) current = choice;
+  return current.level;
+}
 
 void seam_forward(const SeamForward& args, int64_t first, int64_t last) { current.kernels->forward(args, first, last); }
 

@@ -199,16 +199,14 @@ __global__ void __launch_bounds__(kMeansThreads)
   const float mean = a.stats[2 * row], rstd = a.stats[2 * row + 1];
   float sum[2] = {};
   for (int64_t column = int64_t{threadIdx.x} * E; column < a.dim; column += int64_t{blockDim.x} * E) {
-    const int count = a.dim - column < E ? static_cast<int>(a.dim - column) : E;
     float grad[E], x[E], scale[E], weight[E];
     load_any(a.grad_h.data, a.grad_h.dtype, sample * a.grad_h.batch_stride + token * a.grad_h.row_stride + column,
-             count, grad);
-    load_any(a.x.data, a.x.dtype, sample * a.x.batch_stride + token * a.x.row_stride + column, count, x);
-    load_modulation_any(a.scale, sample, token, column, count, 0.f, scale);
-    load_modulation_any(a.weight, sample, token, column, count, 1.f, weight);
+             grad);
+    load_any(a.x.data, a.x.dtype, sample * a.x.batch_stride + token * a.x.row_stride + column, x);
+    load_modulation_any(a.scale, sample, token, column, 0.f, scale);
+    load_modulation_any(a.weight, sample, token, column, 1.f, weight);
 #pragma unroll
     for (int e = 0; e < E; ++e) {
-      if (e >= count) continue;
       const float dy = grad[e] * (weight[e] * (1.f + scale[e]));
       sum[0] += dy;
       sum[1] = fmaf(dy, (x[e] - mean) * rstd, sum[1]);
@@ -245,7 +243,6 @@ __global__ void __launch_bounds__(kColumnThreads)
   const int64_t tile = (origin.x + blockIdx.x) % walk.tiles, piece = (origin.x + blockIdx.x) / walk.tiles;
   const int64_t column = (tile * kColumnThreads + threadIdx.x) * E;
   if (column >= a.dim) return;
-  const int count = a.dim - column < E ? static_cast<int>(a.dim - column) : E;
   const int64_t fixed_sample = origin.y + blockIdx.y;
   const int64_t first = walk.over_samples ? 0 : piece * walk.chunk_rows;
   const int64_t end = walk.over_samples ? a.batch : first + walk.chunk_rows;
@@ -258,15 +255,15 @@ __global__ void __launch_bounds__(kColumnThreads)
     float dx[E] = {}, grad[E] = {}, y[E] = {}, scale[E], weight[E], gate[E], value[kModulations][E] = {};
     if (a.grad_x.data)
       load_any(a.grad_x.data, a.grad_x.dtype, sample * a.grad_x.batch_stride + token * a.grad_x.row_stride + column,
-               count, dx);
-    load_modulation_any(a.scale, sample, token, column, count, 0.f, scale);
-    load_modulation_any(a.weight, sample, token, column, count, 1.f, weight);
+               dx);
+    load_modulation_any(a.scale, sample, token, column, 0.f, scale);
+    load_modulation_any(a.weight, sample, token, column, 1.f, weight);
     if (a.grad_h.data) {
       const float mean = a.stats[2 * row], rstd = a.stats[2 * row + 1];
       const float mean_dy = walk.means[2 * row], mean_dyy = walk.means[2 * row + 1];
       load_any(a.grad_h.data, a.grad_h.dtype, sample * a.grad_h.batch_stride + token * a.grad_h.row_stride + column,
-               count, grad);
-      load_any(a.x.data, a.x.dtype, sample * a.x.batch_stride + token * a.x.row_stride + column, count, y);
+               grad);
+      load_any(a.x.data, a.x.dtype, sample * a.x.batch_stride + token * a.x.row_stride + column, y);
 #pragma unroll
       for (int e = 0; e < E; ++e) {
         y[e] = (y[e] - mean) * rstd;
@@ -276,7 +273,7 @@ __global__ void __launch_bounds__(kColumnThreads)
     }
     if (walk.gradients[kScale].kind != Gradient::Skip) {
       float bias[E];
-      load_modulation_any(a.bias, sample, token, column, count, 0.f, bias);
+      load_modulation_any(a.bias, sample, token, column, 0.f, bias);
 #pragma unroll
       for (int e = 0; e < E; ++e) value[kScale][e] = grad[e] * fmaf(y[e], weight[e], bias[e]);
     }
@@ -289,8 +286,8 @@ __global__ void __launch_bounds__(kColumnThreads)
     if (walk.gradients[kGate].kind != Gradient::Skip) {
       float branch[E];
       load_any(a.branch.data, a.branch.dtype, sample * a.branch.batch_stride + token * a.branch.row_stride + column,
-               count, branch);
-      load_modulation_any(a.gate, sample, token, column, count, 0.f, gate);
+               branch);
+      load_modulation_any(a.gate, sample, token, column, 0.f, gate);
       apply_gate_slope(a.gate_fn, gate);
 #pragma unroll
       for (int e = 0; e < E; ++e) value[kGate][e] = gate[e] * branch[e] * dx[e];
@@ -299,26 +296,26 @@ __global__ void __launch_bounds__(kColumnThreads)
     for (int m = 0; m < kModulations; ++m) {
       const Gradient& gradient = walk.gradients[m];
       if (gradient.kind == Gradient::Row) {
-        store_any(gradient.data, gradient.dtype, row * a.dim + column, count, value[m]);
+        store_any(gradient.data, gradient.dtype, row * a.dim + column, value[m]);
       } else {
 #pragma unroll
         for (int e = 0; e < E; ++e) sum[m][e] += value[m][e];
       }
     }
     if (walk.rows_too && a.dbranch) {
-      load_gate_any(a, a.gate, sample, token, column, count, gate);
+      load_gate_any(a, a.gate, sample, token, column, gate);
 #pragma unroll
       for (int e = 0; e < E; ++e) gate[e] *= dx[e];
-      store_any(a.dbranch, a.branch.dtype, row * a.dim + column, count, gate);
+      store_any(a.dbranch, a.branch.dtype, row * a.dim + column, gate);
     }
-    if (walk.rows_too && a.dx) store_any(a.dx, a.x.dtype, row * a.dim + column, count, dx);
+    if (walk.rows_too && a.dx) store_any(a.dx, a.x.dtype, row * a.dim + column, dx);
   }
 
   const int64_t slot = walk.over_samples ? piece : fixed_sample * walk.chunks + piece;
 #pragma unroll
   for (int m = 0; m < kModulations; ++m) {
     const Gradient& gradient = walk.gradients[m];
-    if (gradient.kind == Gradient::Sum) store_any(gradient.data, gradient.dtype, slot * a.dim + column, count, sum[m]);
+    if (gradient.kind == Gradient::Sum) store_any(gradient.data, gradient.dtype, slot * a.dim + column, sum[m]);
   }
 }
 
@@ -354,7 +351,7 @@ static __global__ void __launch_bounds__(kFinishColumns* kFinishRows)
   if (threadIdx.y > 0 || column >= finish.dim) return;
 #pragma unroll
   for (int row = 1; row < kFinishRows; ++row) sum[0] += shared[row][threadIdx.x];
-  store_any(part.gradient, part.dtype, sample * finish.dim + column, 1, sum);
+  store_any(part.gradient, part.dtype, sample * finish.dim + column, sum);
 }
 
 using BackwardKernel = void (*)(SeamBackward, Chunks, float, Origin);

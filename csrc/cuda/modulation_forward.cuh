@@ -176,25 +176,23 @@ __global__ void __launch_bounds__(kForwardThreads)
   const int64_t x_at = sample * a.x.batch_stride + token * a.x.row_stride;
   const int64_t branch_at = sample * a.branch.batch_stride + token * a.branch.row_stride;
   const int64_t start = int64_t{threadIdx.x} * E, step = int64_t{blockDim.x} * E;
-  const auto count = [&](int64_t column) { return a.dim - column < E ? static_cast<int>(a.dim - column) : E; };
   const void* stream = a.branch.data ? a.x_new : a.x.data;
   const int64_t stream_at = a.branch.data ? out : x_at;
 
   float mean[1] = {}, square[1] = {};
   for (int64_t column = start; column < a.dim; column += step) {
     float value[E];
-    load_any(a.x.data, a.x.dtype, x_at + column, count(column), value);
+    load_any(a.x.data, a.x.dtype, x_at + column, value);
     if (a.branch.data) {
       float gate[E], update[E];
-      load_any(a.branch.data, a.branch.dtype, branch_at + column, count(column), update);
-      load_gate_any(a, a.gate, sample, token, column, count(column), gate);
+      load_any(a.branch.data, a.branch.dtype, branch_at + column, update);
+      load_gate_any(a, a.gate, sample, token, column, gate);
 #pragma unroll
       for (int e = 0; e < E; ++e) value[e] = fmaf(gate[e], update[e], value[e]);
-      store_any(a.x_new, a.x.dtype, out + column, count(column), value);
+      store_any(a.x_new, a.x.dtype, out + column, value);
     }
 #pragma unroll
-    for (int e = 0; e < E; ++e)
-      if (e < count(column)) mean[0] += value[e];
+    for (int e = 0; e < E; ++e) mean[0] += value[e];
   }
   if (a.norm == Norm::None) return;
 
@@ -208,10 +206,9 @@ __global__ void __launch_bounds__(kForwardThreads)
   }
   for (int64_t column = start; column < a.dim; column += step) {
     float value[E];
-    load_any(stream, a.x.dtype, stream_at + column, count(column), value);
+    load_any(stream, a.x.dtype, stream_at + column, value);
 #pragma unroll
-    for (int e = 0; e < E; ++e)
-      if (e < count(column)) square[0] = fmaf(value[e] - mean[0], value[e] - mean[0], square[0]);
+    for (int e = 0; e < E; ++e) square[0] = fmaf(value[e] - mean[0], value[e] - mean[0], square[0]);
   }
   group_sum(square, shared[1], warps, barrier);
   const float rstd = rsqrtf(fmaf(square[0], inverse_dim, a.eps));
@@ -222,16 +219,16 @@ __global__ void __launch_bounds__(kForwardThreads)
   }
   for (int64_t column = start; column < a.dim; column += step) {
     float value[E], scale[E], shift[E], weight[E], bias[E];
-    load_any(stream, a.x.dtype, stream_at + column, count(column), value);
-    load_modulation_any(a.scale, sample, token, column, count(column), 0.f, scale);
-    load_modulation_any(a.shift, sample, token, column, count(column), 0.f, shift);
-    load_modulation_any(a.weight, sample, token, column, count(column), 1.f, weight);
-    load_modulation_any(a.bias, sample, token, column, count(column), 0.f, bias);
+    load_any(stream, a.x.dtype, stream_at + column, value);
+    load_modulation_any(a.scale, sample, token, column, 0.f, scale);
+    load_modulation_any(a.shift, sample, token, column, 0.f, shift);
+    load_modulation_any(a.weight, sample, token, column, 1.f, weight);
+    load_modulation_any(a.bias, sample, token, column, 0.f, bias);
 #pragma unroll
     for (int e = 0; e < E; ++e)
       value[e] =
           fmaf((value[e] - mean[0]) * rstd, weight[e] * (1.f + scale[e]), fmaf(bias[e], 1.f + scale[e], shift[e]));
-    store_any(a.h, a.x.dtype, out + column, count(column), value);
+    store_any(a.h, a.x.dtype, out + column, value);
   }
 }
 

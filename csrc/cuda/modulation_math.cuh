@@ -44,12 +44,12 @@ __device__ inline void load_modulation(const Modulation& m, int64_t sample, int 
   }
 }
 
-// The same for any dtype, alignment and tail, and for a modulation that differs by token.
+// The same for any dtype and alignment, and for a modulation that differs by token.
 template <int E>
 __device__ inline void load_modulation_any(const Modulation& m, int64_t sample, int64_t token, int64_t column,
-                                           int count, float otherwise, float (&value)[E]) {
+                                           float otherwise, float (&value)[E]) {
   if (m.data) {
-    load_any(m.data, m.dtype, sample * m.batch_stride + token * m.row_stride + column, count, value);
+    load_any(m.data, m.dtype, sample * m.batch_stride + token * m.row_stride + column, value);
   } else {
 #pragma unroll
     for (int e = 0; e < E; ++e) value[e] = otherwise;
@@ -66,8 +66,8 @@ __device__ inline void load_gate(const SeamShape& shape, const Modulation& m, in
 
 template <int E>
 __device__ inline void load_gate_any(const SeamShape& shape, const Modulation& m, int64_t sample, int64_t token,
-                                     int64_t column, int count, float (&value)[E]) {
-  load_modulation_any(m, sample, token, column, count, 1.f, value);
+                                     int64_t column, float (&value)[E]) {
+  load_modulation_any(m, sample, token, column, 1.f, value);
   if (m.data) apply_gate_fn(shape.gate_fn, value);
 }
 

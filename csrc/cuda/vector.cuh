@@ -1,5 +1,5 @@
-// Rows in memory and their fp32 values: 16 bytes at a time where the dtype is known when compiling, and any dtype,
-// alignment and tail where it is not.  Every conversion to a stored dtype rounds to nearest even.
+// Rows in memory and their fp32 values: 16 bytes at a time where the dtype is known when compiling, and any dtype
+// and alignment where it is not.  Every conversion to a stored dtype rounds to nearest even.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -98,14 +98,14 @@ __device__ inline Pack<T, E> encode(const float (&value)[E]) {
   return packed;
 }
 
-// Elements [at, at + count), count <= E, of data of any dtype.  Plain loads: what this thread wrote before, it reads.
+// Elements [at, at + E) of data of any dtype and alignment.  Plain loads: what this thread wrote before, it reads.
 template <int E>
-__device__ inline void load_any(const void* data, DType dtype, int64_t at, int count, float (&value)[E]) {
+__device__ inline void load_any(const void* data, DType dtype, int64_t at, float (&value)[E]) {
   const int size = dtype == DType::F32 ? 4 : 2;
   const char* address = static_cast<const char*>(data) + at * size;
   const int alignment = E * size < 16 ? E * size : 16;
   uint32_t words[E] = {};
-  if (E > 1 && count >= E && reinterpret_cast<uintptr_t>(address) % alignment == 0) {
+  if (E > 1 && reinterpret_cast<uintptr_t>(address) % alignment == 0) {
     if (E * size == 8) {
       const uint2 part = *reinterpret_cast<const uint2*>(address);
       words[0] = part.x, words[E > 1 ? 1 : 0] = part.y;
@@ -119,12 +119,10 @@ __device__ inline void load_any(const void* data, DType dtype, int64_t at, int c
     }
   } else if (dtype == DType::F32) {
 #pragma unroll
-    for (int e = 0; e < E; ++e)
-      if (e < count) words[e] = reinterpret_cast<const uint32_t*>(address)[e];
+    for (int e = 0; e < E; ++e) words[e] = reinterpret_cast<const uint32_t*>(address)[e];
   } else {
 #pragma unroll
-    for (int e = 0; e < E; ++e)
-      if (e < count) words[e / 2] |= uint32_t{reinterpret_cast<const uint16_t*>(address)[e]} << (e % 2 * 16);
+    for (int e = 0; e < E; ++e) words[e / 2] |= uint32_t{reinterpret_cast<const uint16_t*>(address)[e]} << (e % 2 * 16);
   }
 #pragma unroll
   for (int e = 0; e < E; ++e) {
@@ -135,7 +133,7 @@ __device__ inline void load_any(const void* data, DType dtype, int64_t at, int c
 
 // The stored value of each element comes back in `value`.
 template <int E>
-__device__ inline void store_any(void* data, DType dtype, int64_t at, int count, float (&value)[E]) {
+__device__ inline void store_any(void* data, DType dtype, int64_t at, float (&value)[E]) {
   const int size = dtype == DType::F32 ? 4 : 2;
   char* address = static_cast<char*>(data) + at * size;
   const int alignment = E * size < 16 ? E * size : 16;
@@ -150,7 +148,7 @@ __device__ inline void store_any(void* data, DType dtype, int64_t at, int count,
       words[e / 2] |= word << (e % 2 * 16);
     }
   }
-  if (E > 1 && count >= E && reinterpret_cast<uintptr_t>(address) % alignment == 0) {
+  if (E > 1 && reinterpret_cast<uintptr_t>(address) % alignment == 0) {
     if (E * size == 8) {
       *reinterpret_cast<uint2*>(address) = {words[0], words[E > 1 ? 1 : 0]};
     } else {
@@ -162,7 +160,6 @@ __device__ inline void store_any(void* data, DType dtype, int64_t at, int count,
   } else {
 #pragma unroll
     for (int e = 0; e < E; ++e) {
-      if (e >= count) break;
       if (dtype == DType::F32)
         reinterpret_cast<uint32_t*>(address)[e] = words[e];
       else

@@ -64,7 +64,12 @@ def test_a_long_name_breaks_into_lines_where_it_may():
 
 
 def test_the_machine_line_names_the_ceilings():
-    meta = {"device": "d", "torch": "2", "load_average": 0.1, "ceilings": {"copy_gbs": 33.0, "matmul_tflops": {"bf16": 0.42}}}
+    meta = {
+        "device": "d",
+        "torch": "2",
+        "load_average": 0.1,
+        "ceilings": {"copy_gbs": 33.0, "matmul_tflops": {"bf16": 0.42}},
+    }
     assert "copy 33.0 GB/s" in show.machine_line(meta)
     assert "bf16 0.420" in show.machine_line(meta)
     assert "noise" not in show.machine_line(meta)

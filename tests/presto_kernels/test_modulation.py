@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import presto_kernels
+from presto_kernels import _library
 from presto_kernels.testing import check
 from presto_kernels.testing.modulation import OPS, TENSORS, Case, cases, judge, run
 
@@ -29,6 +30,25 @@ def label(case: Case) -> str:
 def test_error_is_at_most_twice_that_of_pytorch(case, backend):
     with presto_kernels.use_backend(backend):
         check(judge(case))
+
+
+@pytest.mark.skipif("cpu" not in backends(), reason="the compiled CPU kernels are not here")
+@pytest.mark.parametrize("instruction_set", _library.INSTRUCTION_SETS[1:])
+def test_every_instruction_set(instruction_set):
+    """The sets differ in vector width, tails and how bf16 is rounded."""
+    if _library.limit_instruction_set(instruction_set) != instruction_set:
+        pytest.skip(f"this processor has no {instruction_set}")
+    try:
+        with presto_kernels.use_backend("cpu"):
+            for case in cases():
+                check(judge(case))
+            x = torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, -1 - 2**-8, 3.0e38, float("inf"), float("nan"), 2**-130] * 5)
+            x = x.reshape(1, 5, 7)
+            y = presto_kernels.gated_residual(torch.zeros_like(x, dtype=torch.bfloat16), x, None)
+    finally:
+        _library.limit_instruction_set(_library.INSTRUCTION_SETS[-1])
+    normal = x.abs() != 2**-130  # the hardware's conversion flushes denormals
+    assert torch.equal(y[normal].nan_to_num(7.0), x.bfloat16()[normal].nan_to_num(7.0))
 
 
 @pytest.mark.parametrize("backend", backends())

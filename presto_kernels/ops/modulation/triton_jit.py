@@ -219,8 +219,6 @@ def seam_backward_rows(
     GATE_PER_TOKEN: tl.constexpr,
     SCALE_PER_TOKEN: tl.constexpr,
     SHIFT_PER_TOKEN: tl.constexpr,
-    WEIGHT_PER_TOKEN: tl.constexpr,
-    BIAS_PER_TOKEN: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     GROUP: tl.constexpr,
@@ -266,8 +264,8 @@ def seam_backward_rows(
                 scale_sum = _collect(scale_sum, dh * affine, dscale, row, cols, mask, D, SCALE_PER_TOKEN, VECTOR)
             if scale is not None:
                 dh *= 1.0 + _load(scale, b, n, scale_batch, scale_row, cols, mask, VECTOR)
-            bias_sum = _collect(bias_sum, dh, dbias, row, cols, mask, D, BIAS_PER_TOKEN, VECTOR)
-            weight_sum = _collect(weight_sum, dh * y, dweight, row, cols, mask, D, WEIGHT_PER_TOKEN, VECTOR)
+            bias_sum = _collect(bias_sum, dh, dbias, row, cols, mask, D, False, VECTOR)
+            weight_sum = _collect(weight_sum, dh * y, dweight, row, cols, mask, D, False, VECTOR)
             if weight is not None:
                 dh *= w
             inner = dh - y * (tl.sum(dh * y, axis=1, keep_dims=True) / D)
@@ -290,15 +288,13 @@ def seam_backward_rows(
     _store_total(gate_sum, dgate, slot, cols, D, GATE_PER_TOKEN, VECTOR)
     _store_total(scale_sum, dscale, slot, cols, D, SCALE_PER_TOKEN, VECTOR)
     _store_total(shift_sum, dshift, slot, cols, D, SHIFT_PER_TOKEN, VECTOR)
-    _store_total(weight_sum, dweight, slot, cols, D, WEIGHT_PER_TOKEN, VECTOR)
-    _store_total(bias_sum, dbias, slot, cols, D, BIAS_PER_TOKEN, VECTOR)
+    _store_total(weight_sum, dweight, slot, cols, D, False, VECTOR)
+    _store_total(bias_sum, dbias, slot, cols, D, False, VECTOR)
 
 
 @triton.jit
-def _sum_terms(
-    rows, out, terms, step, out_step, D: tl.constexpr, TERMS: tl.constexpr, COLS: tl.constexpr, VECTOR: tl.constexpr
-):
-    """out[i] = rows[i * out_step] + rows[i * out_step + step] + ..., `terms` of them, over this program's columns."""
+def _sum_terms(rows, out, terms, step, D: tl.constexpr, TERMS: tl.constexpr, COLS: tl.constexpr, VECTOR: tl.constexpr):
+    """out[i] = rows[i * step] + rows[i * step + 1] + ..., `terms` of them, over this program's columns."""
     if out is not None:
         i = tl.program_id(0)
         cols = tl.program_id(1) * COLS + tl.arange(0, COLS)[None, :]
@@ -306,7 +302,7 @@ def _sum_terms(
         done = 0
         while done < terms:
             k = done + tl.arange(0, TERMS)[:, None]
-            total += _load(rows, i, k, out_step * D, step * D, cols, (k < terms) & (cols < D), VECTOR)
+            total += _load(rows, i, k, step * D, D, cols, (k < terms) & (cols < D), VECTOR)
             done += TERMS
         _store_total(total, out, i, cols, D, False, VECTOR)
 
@@ -325,15 +321,14 @@ def seam_backward_sums(
     dbias,
     terms: tl.int32,
     step: tl.int64,
-    out_step: tl.int64,
     D: tl.constexpr,
     TERMS: tl.constexpr,
     COLS: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
     """One program: row program_id(0) of every gradient given, COLS columns of it."""
-    _sum_terms(gate_rows, dgate, terms, step, out_step, D, TERMS, COLS, VECTOR)
-    _sum_terms(scale_rows, dscale, terms, step, out_step, D, TERMS, COLS, VECTOR)
-    _sum_terms(shift_rows, dshift, terms, step, out_step, D, TERMS, COLS, VECTOR)
-    _sum_terms(weight_rows, dweight, terms, step, out_step, D, TERMS, COLS, VECTOR)
-    _sum_terms(bias_rows, dbias, terms, step, out_step, D, TERMS, COLS, VECTOR)
+    _sum_terms(gate_rows, dgate, terms, step, D, TERMS, COLS, VECTOR)
+    _sum_terms(scale_rows, dscale, terms, step, D, TERMS, COLS, VECTOR)
+    _sum_terms(shift_rows, dshift, terms, step, D, TERMS, COLS, VECTOR)
+    _sum_terms(weight_rows, dweight, terms, step, D, TERMS, COLS, VECTOR)
+    _sum_terms(bias_rows, dbias, terms, step, D, TERMS, COLS, VECTOR)

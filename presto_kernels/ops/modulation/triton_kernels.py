@@ -177,40 +177,36 @@ def plan_backward(
     chunks = triton.cdiv(tokens, chunk)
     vector = _vector(tensors)
 
-    # What the first kernel writes for each modulation, and the sums that are left: (terms, step, out_step, rows).
+    # What the first kernel writes for each modulation, and the sums that are left: (terms, step, rows).
     written: dict[str, Tensor | None] = dict.fromkeys(_MODULATIONS)
-    sums: dict[tuple[int, int, int, int], list[str]] = {}
+    sums: dict[tuple[int, int, int], list[str]] = {}
     for name in _MODULATIONS:
         grad = grads.get(name)
         if grad is None:
             continue
-        shared = grad.dim() == 1 or grad.shape[0] == 1
-        if _per_token(grad, tokens):
-            if batch == 1 or not shared:
-                written[name] = grad
-                continue
-            rows, key = batch * tokens, (batch, tokens, 1, tokens)
-        elif batch == 1 or shared:
-            rows, key = batch * chunks, (batch * chunks, 1, 0, 1)
+        shared = batch == 1 or grad.dim() == 1 or grad.shape[0] == 1
+        if not _per_token(grad, tokens):
+            written[name] = x.new_empty((batch * chunks, dim), dtype=torch.float32)
+            sums.setdefault((batch * chunks, 0, 1) if shared else (chunks, chunks, batch), []).append(name)
+        elif grad.shape[0] == batch and name in ("gate", "scale", "shift"):
+            written[name] = grad
         else:
-            rows, key = batch * chunks, (chunks, 1, chunks, batch)
-        written[name] = x.new_empty((rows, dim), dtype=torch.float32)
-        sums.setdefault(key, []).append(name)
+            raise ValueError(f"{name}: a row per token must come as [B, N, D] and not for weight or bias")
 
     arguments = _arguments(tensors) | tile
     arguments |= {f"d{name}": written[name] for name in _MODULATIONS}
     arguments |= {"dx": grads.get("x"), "dbranch": grads.get("branch"), "stats": stats}
     arguments |= {"tokens": tokens, "chunk": chunk, "chunks": chunks}
     arguments |= {
-        f"{name.upper()}_PER_TOKEN": _per_token(grads[name], tokens) if name in grads else False
-        for name in _MODULATIONS
+        f"{name.upper()}_PER_TOKEN": name in grads and _per_token(grads[name], tokens)
+        for name in ("gate", "scale", "shift")
     }
     arguments |= {"NORM": norm, "GATE_FN": gate_fn, "VECTOR": vector}
     launches = [Launch(seam_backward_rows, (batch * chunks,), arguments, warps, KNOBS.backward_registers)]
-    for (terms, step, out_step, rows), members in sums.items():
+    for (terms, step, rows), members in sums.items():
         arguments = {f"{name}_rows": written[name] if name in members else None for name in _MODULATIONS}
         arguments |= {f"d{name}": grads[name] if name in members else None for name in _MODULATIONS}
-        arguments |= {"terms": terms, "step": step, "out_step": out_step, "D": dim, "VECTOR": vector}
+        arguments |= {"terms": terms, "step": step, "D": dim, "VECTOR": vector}
         arguments |= {"TERMS": KNOBS.sum_terms, "COLS": KNOBS.sum_columns}
         grid = (rows, triton.cdiv(dim, KNOBS.sum_columns))
         launches.append(Launch(seam_backward_sums, grid, arguments, KNOBS.sum_warps))

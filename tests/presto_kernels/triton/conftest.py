@@ -2,4 +2,4 @@
 
 from presto_kernels import backends
 
-collect_ignore_glob = [] if backends.triton_interprets() else ["interpreted/*"]
+collect_ignore_glob = [] if backends.TRITON_INTERPRETS else ["interpreted/*"]

@@ -121,13 +121,15 @@ inline void wait(Barrier& barrier, unsigned threads) {
 
 inline unsigned linear_thread() { return threadIdx.x + blockDim.x * threadIdx.y; }
 
+inline uint32_t draw(uint32_t& seed) {
+  seed = seed * 1664525u + 1013904223u;
+  return seed >> 8;
+}
+
 inline void permute(std::vector<unsigned>& indices, uint32_t& seed) {
   if (order == Order::Backward) std::reverse(indices.begin(), indices.end());
   if (order != Order::Shuffled) return;
-  for (size_t i = indices.size(); i > 1; --i) {
-    seed = seed * 1664525u + 1013904223u;
-    std::swap(indices[i - 1], indices[(seed >> 8) % i]);
-  }
+  for (size_t i = indices.size(); i > 1; --i) std::swap(indices[i - 1], indices[draw(seed) % i]);
 }
 
 inline std::vector<unsigned> count_to(unsigned n) {
@@ -158,14 +160,18 @@ inline void run_block() {
   }
   for (Barrier& barrier : barriers) barrier = {};
   for (Barrier& barrier : warp_barriers) barrier = {};
+  bool all = true;
   for (unsigned left = threads; left > 0;) {
     const uint64_t before = progress;
+    // Shuffled: most warps stand still for a while, so that the others run ahead of them as far as barriers let them.
+    const uint32_t still = all || order != Order::Shuffled ? 0 : draw(seed) | draw(seed);
     left = 0;
     for (unsigned i : turn) {
-      if (!fibers[i].done) resume(fibers[i]);
+      if (!fibers[i].done && !(still >> i / 32 % 16 & 1)) resume(fibers[i]);
       left += !fibers[i].done;
     }
-    if (left > 0 && progress == before) return raise(cudaErrorLaunchFailure);  // some wait for who never comes
+    if (left > 0 && all && progress == before) return raise(cudaErrorLaunchFailure);  // some wait for who never comes
+    all = progress == before;
   }
 }
 

@@ -19,8 +19,8 @@ EXTRA = (
     replace(SEAM, batch=1, tokens=150, dim=40, weight="D", bias="BD"),
     replace(SEAM, batch=35, tokens=2, dim=16, gate="1D", scale="D", weight="D", bias="D"),
     # modulations of every shape in every place
-    replace(SEAM, batch=3, dim=24, gate="1ND", scale="1ND", shift="D", weight="BND", bias="1ND"),
-    replace(SEAM, batch=3, dim=24, gate="BND", scale="B1D", shift="BND", weight="BD", bias="BND"),
+    replace(SEAM, batch=3, dim=24, gate="1ND", scale="1ND", shift="D", weight="B1D", bias="1D"),
+    replace(SEAM, batch=3, dim=24, gate="BND", scale="B1D", shift="BND", weight="BD", bias="D"),
     replace(SEAM, batch=1, dim=24, gate="1ND", scale="BND", shift="1ND", weight="1D", bias="D", norm="rms"),
     replace(SEAM, dim=24, gate=None, scale="chunk", shift=None, weight=None, bias="D"),
     replace(SEAM, dim=24, gate="chunk", scale=None, shift="chunk", gate_fn="sigmoid_one_minus", norm="rms"),
@@ -64,7 +64,7 @@ def test_error_is_at_most_twice_plain_pytorch(case):
         modulation_dtype=st.sampled_from([None, torch.float32, torch.bfloat16]),
         gate=st.sampled_from([None, "D", "BD", "1ND", "BND", "chunk"]),
         scale=st.sampled_from([None, "1D", "B1D", "BND"]),
-        weight=st.sampled_from([None, "D", "1ND"]),
+        weight=st.sampled_from([None, "D", "B1D"]),
         norm=st.sampled_from(["layer", "rms"]),
         gate_fn=st.sampled_from(["identity", "sigmoid_one_minus"]),
         x_layout=st.sampled_from(["plain", "permuted", "sliced"]),
@@ -83,7 +83,7 @@ def tensors(case: Case) -> dict:
     return {name: None if given.get(name) is None else given[name].detach() for name in names}
 
 
-FULL = replace(SEAM, batch=2, tokens=11, dim=40, weight="D", bias="1ND", scale="BND")
+FULL = replace(SEAM, batch=2, tokens=11, dim=40, weight="D", bias="BD", scale="BND")
 
 
 def forward_and_backward(case: Case, needs: int = 127, use=("x", "h")) -> list[torch.Tensor]:
@@ -118,9 +118,8 @@ def test_an_output_that_is_not_used_gives_no_gradient():
     dx, dbranch, dgate, dscale, dshift, dweight, dbias = forward_and_backward(FULL, use=("x",))[2:]
     assert dx.any() and dbranch.any() and dgate.any()
     assert not any(t.any() for t in (dscale, dshift, dweight, dbias))
-    both, only_h = forward_and_backward(FULL)[2:], forward_and_backward(FULL, use=("h",))[2:]
-    assert not torch.equal(both[0], only_h[0])
-    assert all(torch.equal(a, b) for a, b in zip(both[3:], only_h[3:], strict=True)) is False  # other random grads
+    every = forward_and_backward(FULL, use=("h",))[2:]
+    assert all(t.any() for t in every)
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 24), (2, 0, 24)])
