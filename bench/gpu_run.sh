@@ -19,8 +19,9 @@ case $python in
 esac
 total=${GPU_RUN_SECONDS:-525}
 problem=$("$python" -c '
-import torch
-assert torch.cuda.is_available(), "no CUDA device: this PyTorch (%s) sees none" % torch.__version__
+import sys, torch
+if not torch.cuda.is_available():
+    sys.exit("no CUDA device: this PyTorch (%s) sees none" % torch.__version__)
 ' 2>&1) || {
     echo "gpu_run: ${problem##*$'\n'}; nothing was done" >&2
     exit 2

@@ -28,7 +28,7 @@ def forward(function: Function, sets: Sequence[Outputs], mode: str, device: torc
 
 def backward(function: Function, sets: Sequence[Outputs], mode: str, device: torch.device) -> measure.Measure:
     """Times the gradients of `function(*inputs)` in every input, for random output gradients, without the forward."""
-    # New leaves on the same storage: autograd remembers the stream on which a leaf was first used, and modes differ in it.
+    # New leaves on the same storage: autograd remembers the stream a leaf was first used on.
     sets = [tuple(t.detach().requires_grad_() for t in inputs) for inputs in sets]
     forwards = [functools.partial(function, *inputs) for inputs in sets]
     backwards = [

@@ -25,9 +25,9 @@ class LayerSchedule:
     """How many blocks run at each noise level, and which.
 
     With edges ``e_1 < ... < e_{K-1}`` and budgets ``b_0 ... b_{K-1}``, clean to noisy, the budget at sigma is ``b_k``
-    with ``k = #{i : e_i <= sigma}``: an edge belongs to the noisier side.  A budget b keeps the first ``b -
-    keep_last`` and the last ``keep_last`` blocks, so that what is dropped lies inside (Presto-L); ``keep_last=0``
-    drops the last blocks (ASE).
+    with ``k = #{i : e_i <= sigma}``: an edge belongs to the noisier side.  A budget b keeps the first
+    ``b - keep_last`` and the last ``keep_last`` blocks, so that what is dropped lies inside (Presto-L);
+    ``keep_last=0`` drops the last blocks (ASE).
 
     Args:
         num_blocks: depth of the full model.

@@ -20,8 +20,8 @@ def quick_ceilings(monkeypatch):
     )
 
 
-def run(capsys, *arguments):
-    status = main(arguments)
+def run(capsys, command, *paths):
+    status = main([*command.split(), *map(str, paths)])
     output = capsys.readouterr().out
     assert max(map(len, output.splitlines())) <= 100
     assert "…" not in output
@@ -32,8 +32,8 @@ def test_latency(tmp_path, capsys):
     file = tmp_path / "latency.json"
     status, output = run(
         capsys,
-        *"latency --config tiny --steps 3 --dtype bf16 --device cpu --rounds 3 --no-compile --json".split(),
-        str(file),
+        "latency --config tiny --steps 3 --dtype bf16 --device cpu --rounds 3 --no-compile --json",
+        file,
     )
     assert status == 0
     read = json.loads(file.read_text())
@@ -57,7 +57,7 @@ def test_latency(tmp_path, capsys):
 @pytest.mark.slow
 def test_latency_with_torch_compile(tmp_path, capsys):
     file = tmp_path / "latency.json"
-    status, _ = run(capsys, *"latency --config tiny --device cpu --rounds 3 --guidance 3 --json".split(), str(file))
+    status, _ = run(capsys, "latency --config tiny --device cpu --rounds 3 --guidance 3 --json", file)
     read = json.loads(file.read_text())
     assert (status, read["refused"]) == (0, [])
     assert read["summary"]["compile_over_presto"] > 0
@@ -81,9 +81,7 @@ def test_ctrl_c_keeps_the_whole_rounds(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(latency.measure, "cpu_timer", stops)
     file = tmp_path / "latency.json"
-    status, output = run(
-        capsys, *"latency --config tiny --steps 2 --device cpu --rounds 50 --no-compile --json".split(), str(file)
-    )
+    status, output = run(capsys, "latency --config tiny --steps 2 --device cpu --rounds 50 --no-compile --json", file)
     assert status == 130
     assert "stopped" in output
     read = json.loads(file.read_text())
@@ -95,10 +93,8 @@ def test_steps(tmp_path, capsys):
     file, kernels = tmp_path / "steps.json", tmp_path / "kernels.txt"
     status, output = run(
         capsys,
-        *"steps --config tiny --device cpu --rounds 3 --profiles 1 --json".split(),
-        str(file),
-        "--kernels",
-        str(kernels),
+        f"steps --config tiny --device cpu --rounds 3 --profiles 1 --json {file} --kernels",
+        kernels,
     )
     assert status == 0
     kinds = {row["kind"] for row in json.loads(file.read_text())["rows"] if "kind" in row}
@@ -111,9 +107,9 @@ def test_ops(tmp_path, capsys):
     file = tmp_path / "ops.json"
     status, output = run(
         capsys,
-        *"ops --shapes 1x7x64 2x5x48 --dtype fp32 bf16 --device cpu --backward --no-compile".split(),
-        *"--rounds 5 --seconds 0.05 --json".split(),
-        str(file),
+        "ops --shapes 1x7x64 2x5x48 --dtype fp32 bf16 --device cpu --backward --no-compile"
+        " --rounds 5 --seconds 0.05 --json",
+        file,
     )
     assert status == 0
     read = json.loads(file.read_text())
@@ -130,8 +126,8 @@ def test_ops_with_torch_compile(tmp_path, capsys):
     file = tmp_path / "ops.json"
     status, _ = run(
         capsys,
-        *"ops --shapes 1x7x64 --ops adaln_modulate --device cpu --backward --rounds 5 --seconds 0.05 --json".split(),
-        str(file),
+        "ops --shapes 1x7x64 --ops adaln_modulate --device cpu --backward --rounds 5 --seconds 0.05 --json",
+        file,
     )
     read = json.loads(file.read_text())
     assert (status, read["refused"]) == (0, [])

@@ -1,4 +1,4 @@
-"""gpu_run.sh without a GPU: it says so and does nothing; and with a stand-in interpreter, its stages, limits and last line."""
+"""gpu_run.sh: without a GPU it does nothing; with a stand-in interpreter, its stages, limits and last line."""
 
 import os
 import subprocess

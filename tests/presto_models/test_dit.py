@@ -180,6 +180,15 @@ def test_a_sample_without_text_gets_nothing_from_cross_attention():
     assert all(torch.count_nonzero(y[0]) == 0 and torch.count_nonzero(y[1:]) > 0 for y in outputs)
 
 
+def test_attention_never_has_a_row_with_no_key():
+    """Its result would be up to the backend; a sample without text looks at one zeroed token instead."""
+    dit, inputs = make_dit(CONFIG), make_inputs(CONFIG)
+    masks = []
+    dit.blocks[0].cross_attention.register_forward_pre_hook(lambda _, args: masks.append(args[3]))
+    dit(*inputs.args)
+    assert masks[0].shape == (3, 1, 1, 7) and masks[0].sum(-1).flatten().tolist() == [1, 3, 7]
+
+
 def test_no_text_by_length_is_no_text_by_zeros():
     dit, inputs = make_dit(CONFIG), make_inputs(CONFIG)
     zeros = dataclasses.replace(inputs.conditioning.null(), lengths=None)

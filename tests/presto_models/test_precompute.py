@@ -71,6 +71,8 @@ def test_the_text_of_an_earlier_one_is_used_again():
 def test_gradients_reach_x_alone():
     dit, inputs = make_dit(CONFIG), make_inputs(CONFIG)
     precomputed = dit.precompute(inputs.conditioning, SIGMAS)
+    cached = [*precomputed.step(1).modulation, *(t for pair in precomputed.text.keys_values for t in pair)]
+    assert not any(t.requires_grad for t in cached)
     inputs.x.requires_grad_()
     (y,) = torch.autograd.grad(dit(*inputs.args, precomputed=precomputed.step(1)).sum(), inputs.x)
     (expected,) = torch.autograd.grad(without(dit, inputs, precomputed.step(1)).sum(), inputs.x)

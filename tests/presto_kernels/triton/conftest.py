@@ -1,4 +1,4 @@
-"""Tests in interpreted/ need TRITON_INTERPRET=1 from the start of the process: test_triton_launch.py runs them in one."""
+"""interpreted/ needs TRITON_INTERPRET=1 from the start of the process; test_triton_launch.py runs it in one."""
 
 from presto_kernels import backends
 

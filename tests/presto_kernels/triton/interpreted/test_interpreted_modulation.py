@@ -39,7 +39,7 @@ def shortened(case: Case) -> Case:
 
 
 def chosen() -> list[Case]:
-    """The seam has all the code of the other two ops, and bf16 the most roundings: all of that, and samples of the rest."""
+    """The seam has all the code of the other two ops, and bf16 rounds most: all of that, and samples of the rest."""
     every = [shortened(case) for case in cases()]
     full = [case for case in every if case.op == SEAM.op and case.dtype == torch.bfloat16]
     rest = [case for case in every if case not in full and case.dim < 1000]
