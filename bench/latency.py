@@ -90,7 +90,7 @@ def implementations(generation: Generation, options: LatencyOptions, report: Rep
             report.refuse(error, implementation=COMPILE)
     found[PRESTO] = Implementation(generation.presto, generation.full)
     found[SCHEDULED] = Implementation(generation.presto, generation.scheduled)
-    with show.stage("check against float64"):
+    with show.stage("check against a wider dtype"):
         verdicts = generation.check(found)
     for name, reason in verdicts.items():
         if reason is not None:
@@ -119,10 +119,9 @@ def time_steps(
 ) -> bool:
     """Every step of every implementation by itself, on CUDA also as a graph; returns whether Ctrl-C ended it."""
     measures: dict[str, measure.Measure] = {}
-    with show.stage("warm-up"):
+    with show.stage("preparing"):
         for name, made in found.items():
             calls = generation.steps(made)
-            calls[0]()
             if generation.setup.device.type == "cpu":
                 measures[name] = _by_part([measure.cpu_timer(call) for call in calls])
                 continue

@@ -61,30 +61,47 @@ __global__ void __launch_bounds__(kRowsThreads<X, Branch>, 1)
   const bool inside = column < static_cast<int>(a.dim);
   const int64_t sample = origin.y + blockIdx.y, chunk = origin.x + blockIdx.x;
   const int64_t first = chunk * plan.chunk_rows;
-  const int64_t last = first + plan.chunk_rows < a.tokens ? first + plan.chunk_rows : a.tokens;
+  const int count = static_cast<int>(first + plan.chunk_rows < a.tokens ? plan.chunk_rows : a.tokens - first);
+
+  // Walks down this thread's columns, `groups` rows at a time: pointers that advance by steps of 32 bits, since a
+  // multiplication by a 64-bit stride for every load would cost as much as the arithmetic.
+  const int groups = blockDim.y;
+  const auto begin = [&](const Rows& rows, int size) {
+    const int64_t at = sample * rows.batch_stride + (first + group) * rows.row_stride + column;
+    return static_cast<const char*>(rows.data) + at * size;
+  };
+  const auto step = [&](const Rows& rows, unsigned size) {
+    return static_cast<unsigned>(rows.row_stride) * size * groups;
+  };
+  const char* grad_x = begin(a.grad_x, kSize<X>);
+  const char* grad_h = begin(a.grad_h, kSize<X>);
+  const char* x = begin(a.x, kSize<X>);
+  const char* branch = begin(a.branch, kSize<Branch>);
+  const float2* stats = reinterpret_cast<const float2*>(a.stats) + sample * a.tokens + first + group;
+  int64_t out = (sample * a.tokens + first + group) * a.dim + column;
 
   struct Row {
     Pack<X, E> grad_x, grad_h, x;
     Pack<Branch, E> branch;
     float2 stats = {};
   };
-  const auto load_row = [&](int64_t token) {
-    Row row;
-    if (inside && token < last) {
-      if (a.grad_h.data) {
-        row.grad_h = load<X, E>(a.grad_h.data, sample * a.grad_h.batch_stride + token * a.grad_h.row_stride + column);
-        row.x = load<X, E>(a.x.data, sample * a.x.batch_stride + token * a.x.row_stride + column);
-        row.stats = __ldg(reinterpret_cast<const float2*>(a.stats) + sample * a.tokens + token);
-      }
-      if (a.grad_x.data)
-        row.grad_x = load<X, E>(a.grad_x.data, sample * a.grad_x.batch_stride + token * a.grad_x.row_stride + column);
-      if (a.dgate)
-        row.branch =
-            load<Branch, E>(a.branch.data, sample * a.branch.batch_stride + token * a.branch.row_stride + column);
+  const auto load_row = [&](int i, Row& row) {
+    if (!inside || i >= count) return;
+    if (a.grad_h.data) {
+      row.grad_h = load<X, E>(grad_h, 0);
+      row.x = load<X, E>(x, 0);
+      row.stats = __ldg(stats);
     }
-    return row;
+    if (a.grad_x.data) row.grad_x = load<X, E>(grad_x, 0);
+    if (a.dgate) row.branch = load<Branch, E>(branch, 0);
+    grad_x += step(a.grad_x, kSize<X>);
+    grad_h += step(a.grad_h, kSize<X>);
+    x += step(a.x, kSize<X>);
+    branch += step(a.branch, kSize<Branch>);
+    stats += groups;
   };
-  Row row = load_row(first + group);
+  Row rows[2];
+  load_row(group, rows[0]);
 
   float gate[E] = {}, product[E] = {};  // g(gate), A
   if (inside) {
@@ -97,11 +114,8 @@ __global__ void __launch_bounds__(kRowsThreads<X, Branch>, 1)
   }
 
   float sum_h[E] = {}, sum_hy[E] = {}, sum_branch[E] = {};  // of grad_h, grad_h * y, dx * branch
-  int turn = 0;
-  for (int64_t token = first + group; token < last; token += blockDim.y) {
-    const Row next = load_row(token + blockDim.y);
+  const auto work_on = [&](const Row& row, float (*shared)[2]) {
     float dx[E];
-    decode(row.grad_x, dx);
     if (a.grad_h.data) {
       const float mean = row.stats.x, rstd = row.stats.y;
       float grad[E], y[E], means[2] = {};
@@ -115,26 +129,36 @@ __global__ void __launch_bounds__(kRowsThreads<X, Branch>, 1)
         means[0] = fmaf(grad[e], product[e], means[0]);
         means[1] = fmaf(grad[e] * product[e], y[e], means[1]);
       }
-      group_sum(means, shared[turn] + group * warps, warps, [=] { __barrier_sync_count(1 + group, threads); });
-      turn ^= 1;
+      group_sum(means, shared + group * warps, warps, [=] { __barrier_sync_count(1 + group, threads); });
       const float mean_dy = a.norm == Norm::Layer ? means[0] * inverse_dim : 0.f, mean_dyy = means[1] * inverse_dim;
+      decode(row.grad_x, dx);
 #pragma unroll
       for (int e = 0; e < E; ++e) dx[e] = fmaf(rstd, fmaf(-y[e], mean_dyy, fmaf(grad[e], product[e], -mean_dy)), dx[e]);
+    } else {
+      decode(row.grad_x, dx);
     }
-    const int64_t out = (sample * a.tokens + token) * a.dim + column;
-    if (a.dx && inside) store(a.dx, out, encode<X>(dx));
     if (a.dgate) {
-      float branch[E];
-      decode(row.branch, branch);
+      float update[E];
+      decode(row.branch, update);
 #pragma unroll
-      for (int e = 0; e < E; ++e) sum_branch[e] = fmaf(dx[e], branch[e], sum_branch[e]);
+      for (int e = 0; e < E; ++e) sum_branch[e] = fmaf(dx[e], update[e], sum_branch[e]);
     }
-    if (a.dbranch && inside) {
+    if (!inside) return;
+    if (a.dx) store(a.dx, out, encode<X>(dx));
+    if (a.dbranch) {
 #pragma unroll
       for (int e = 0; e < E; ++e) dx[e] *= gate[e];
       store(a.dbranch, out, encode<Branch>(dx));
     }
-    row = next;
+    out += static_cast<unsigned>(a.dim) * groups;
+  };
+  // Two rows in turn, each with its own line of shared memory: the next is on its way while one is worked on.
+  for (int i = group; i < count; i += 2 * groups) {
+    load_row(i + groups, rows[1]);
+    work_on(rows[0], shared[0]);
+    if (i + groups >= count) break;
+    load_row(i + 2 * groups, rows[0]);
+    work_on(rows[1], shared[1]);
   }
 
   const int others = threads * (group - 1) + threadIdx.x;
@@ -148,7 +172,7 @@ __global__ void __launch_bounds__(kRowsThreads<X, Branch>, 1)
   }
   __syncthreads();
   if (group > 0 || !inside) return;
-  for (int i = threadIdx.x; i < threads * (static_cast<int>(blockDim.y) - 1); i += threads) {
+  for (int i = threadIdx.x; i < threads * (groups - 1); i += threads) {
 #pragma unroll
     for (int e = 0; e < E; ++e) {
       sum_h[e] += merge[0][e][i];
@@ -447,8 +471,11 @@ inline void place_partials(const SeamBackward& a, float* workspace, Chunks& plan
 }
 
 inline bool backward_by_rows(const SeamBackward& a, int elements) {
-  bool fits = a.dim % elements == 0 && aligned(a.workspace, 16) && aligned(a.dx, 16) &&
+  constexpr int64_t kStride = int64_t{1} << 26;  // elements: 16 groups of fp32 rows stay below 32 bits
+  bool fits = a.dim % elements == 0 && a.tokens < 1 << 30 && aligned(a.workspace, 16) && aligned(a.dx, 16) &&
               aligned(a.dbranch, std::min(16, elements * size_of(a.branch.dtype)));
+  for (const Rows* rows : {&a.grad_x, &a.grad_h, &a.x, &a.branch})
+    fits = fits && (!rows->data || rows->row_stride < kStride);
   for (const Rows* rows : {&a.grad_x, &a.grad_h})
     if (rows->data) fits = fits && rows->dtype == a.x.dtype && aligned(a, *rows, elements);
   if (a.grad_h.data) fits = fits && aligned(a, a.x, elements) && aligned(a.stats, 8);

@@ -19,10 +19,15 @@ __device__ inline void apply_gate_fn(GateFn fn, float (&gate)[E]) {
 
 template <int E>
 __device__ inline void apply_gate_slope(GateFn fn, float (&gate)[E]) {
+  if (fn == GateFn::Identity) {
+#pragma unroll
+    for (int e = 0; e < E; ++e) gate[e] = 1.f;
+    return;
+  }
 #pragma unroll
   for (int e = 0; e < E; ++e) {
     const float s = expf(-fabsf(gate[e] - 1.f));
-    gate[e] = fn == GateFn::Identity ? 1.f : -__fdividef(s, (1.f + s) * (1.f + s));
+    gate[e] = -__fdividef(s, (1.f + s) * (1.f + s));
   }
 }
 

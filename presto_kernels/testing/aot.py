@@ -164,7 +164,7 @@ def _disassemble(cubin: Path, arch: int) -> dict[str, _Code]:
         name: (int(reg), max(0, int(shared) - reserved))
         for name, reg, shared in _USAGE.findall(_output(_tool("cuobjdump"), "-res-usage", str(cubin)))
     }
-    _, *parts = _FUNCTION.split(_output(_tool("nvdisasm"), "-c", str(cubin)))
+    _, *parts = _FUNCTION.split(_output(_tool("nvdisasm"), "-c", "-ndf", str(cubin)))
     code = {}
     for name, text in zip(parts[::2], parts[1::2], strict=True):
         if name not in usage:

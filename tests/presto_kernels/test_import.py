@@ -11,7 +11,7 @@ ROOT = Path(presto_kernels.__file__).parents[1]
 _HIDDEN = """
 import builtins, importlib.util, pathlib, sys
 
-hidden = ("triton", "flash_attn", "numpy", "einops", "rich")
+hidden = ("triton", "flash_attn", "einops", "rich")
 find_spec = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name.split(".")[0] in hidden else find_spec(name, *rest)
 import torch

@@ -101,7 +101,7 @@ def _readable(t: Tensor | None) -> Tensor | None:
 
 
 def _vector(tensors: dict[str, Tensor | None]) -> bool:
-    """Whether every row of every tensor begins and ends at a multiple of 16 bytes (outputs then do as well)."""
+    """Whether every row of every tensor begins and ends at a multiple of 16 bytes."""
     return all(
         steps * t.element_size() % 16 == 0
         for t in tensors.values()
@@ -141,7 +141,7 @@ def plan_forward(
     tile, warps = _tile(dim, KNOBS.forward_elements, KNOBS.forward_warps)
     arguments = _arguments(tensors) | tile
     arguments |= {"x_new": x_new, "h": h, "stats": stats, "rows": batch * tokens, "tokens": tokens, "eps": eps}
-    arguments |= {"NORM": norm, "GATE_FN": gate_fn, "VECTOR": _vector(tensors)}
+    arguments |= {"NORM": norm, "GATE_FN": gate_fn, "VECTOR": _vector(tensors)}  # x_new and h are as wide as x
     return Launch(seam_forward, (triton.cdiv(batch * tokens, tile["GROUP"]),), arguments, warps)
 
 
@@ -175,7 +175,7 @@ def plan_backward(
     programs = KNOBS.programs_per_multiprocessor * multiprocessors
     chunk = triton.cdiv(min(triton.cdiv(batch * tokens, programs), tokens), group) * group
     chunks = triton.cdiv(tokens, chunk)
-    vector = _vector(tensors)
+    vector = _vector(tensors | {f"gradient of {name}": grad for name, grad in grads.items()})
 
     # What the first kernel writes for each modulation, and the sums that are left: (terms, step, rows).
     written: dict[str, Tensor | None] = dict.fromkeys(_MODULATIONS)

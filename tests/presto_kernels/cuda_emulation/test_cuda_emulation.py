@@ -338,6 +338,13 @@ def test_counts(library, batch, tokens):
     check(library, Case(batch=batch, tokens=tokens, dim=40, gate="BND", shift="1ND", weight="D", bias="D"))
 
 
+@pytest.mark.parametrize("dim", [96, 384, 640])
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+def test_many_rows_in_any_order(library, dim, norm):
+    """Rounds of rows reuse shared memory: two buffers in turn, so that a fast warp cannot overtake a slow one."""
+    check(library, Case(batch=1, tokens=41, dim=dim, norm=norm, weight="D"), orders=(0, 1, 2, 2, 2))
+
+
 @pytest.mark.parametrize("dtype", [F32, BF16])
 @pytest.mark.parametrize("dim", [1, 2, 3, 4, 7, 8, 31, 33, 100, 255, 256, 257, 1000, 1001, 1024])
 def test_dims(library, dtype, dim):

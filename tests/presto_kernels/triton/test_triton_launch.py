@@ -52,6 +52,19 @@ LENGTHS = (1, 7, 16, 33, 48, 100, 1379, 1380, 70000)
 SEAM = aot.Call("gated_residual_adaln", weight="D", bias="D")
 
 
+def test_a_launch_names_the_arguments_of_its_kernel_and_no_others():
+    for launch in aot.launches(SEAM, torch.bfloat16, 64):
+        assert set(launch.arguments) == {parameter.name for parameter in launch.kernel.params}
+
+
+def test_aot_compiles_what_the_launcher_would():
+    for launch in aot.launches(SEAM, torch.bfloat16, 1024):
+        types, constants = aot.signature(launch)
+        for (name, type_), (jit_type, jit_value) in zip(types.items(), specialisation(launch), strict=True):
+            assert type_ == jit_type, name
+            assert jit_value == (constants[name] if type_ == "constexpr" else None), name
+
+
 @pytest.mark.parametrize("dim", [1024, 1000, 1001, 24])
 def test_one_compile_for_every_length(dim):
     kernels = [compiled(aot.launches(SEAM, torch.bfloat16, dim, batch=2, tokens=n)) for n in LENGTHS]
@@ -87,6 +100,17 @@ def test_sixteen_byte_variant_where_rows_allow_it():
     assert not forward(whole[..., 1:1025]).arguments["VECTOR"]  # rows begin at odd multiples of 2 bytes
     assert not forward(whole[..., :1028]).arguments["VECTOR"]  # rows end at 8 bytes
     assert forward(whole.transpose(1, 2)).arguments["x"].is_contiguous()
+
+
+def test_a_narrow_gradient_beside_wide_inputs_is_written_narrowly():
+    """Rows of 20 are 80 bytes in fp32 and 40 in bf16: the shift's gradient alone forbids 16-byte accesses."""
+    x, stats = torch.empty(2, 9, 20), torch.empty(2, 9, 2)
+    for dtype, wide in ((torch.float32, True), (torch.bfloat16, False)):
+        launches = triton_kernels.plan_backward(
+            None, x, x, stats, None, None, None, None, None, {"shift": torch.empty(2, 9, 20, dtype=dtype)},
+            norm=1, gate_fn=0, multiprocessors=132,
+        )  # fmt: skip
+        assert [launch.arguments["VECTOR"] for launch in launches] == [wide]
 
 
 def test_order_of_sums_depends_on_shape_and_multiprocessors_alone():

@@ -160,18 +160,20 @@ inline void run_block() {
   }
   for (Barrier& barrier : barriers) barrier = {};
   for (Barrier& barrier : warp_barriers) barrier = {};
-  bool all = true;
-  for (unsigned left = threads; left > 0;) {
+  uint32_t still = 0;
+  uint64_t pass = 0;
+  for (unsigned left = threads; left > 0; ++pass) {
     const uint64_t before = progress;
-    // Shuffled: most warps stand still for a while, so that the others run ahead of them as far as barriers let them.
-    const uint32_t still = all || order != Order::Shuffled ? 0 : draw(seed) | draw(seed);
+    // Shuffled: half of the warps stand still for a while, and the others run as far ahead of them as barriers let them.
+    if (order == Order::Shuffled && pass % 32 == 0) still = draw(seed);
     left = 0;
     for (unsigned i : turn) {
       if (!fibers[i].done && !(still >> i / 32 % 16 & 1)) resume(fibers[i]);
       left += !fibers[i].done;
     }
-    if (left > 0 && all && progress == before) return raise(cudaErrorLaunchFailure);  // some wait for who never comes
-    all = progress == before;
+    if (progress > before) continue;
+    if (left > 0 && !still) return raise(cudaErrorLaunchFailure);  // some wait for who never comes
+    still = 0;
   }
 }
 
