@@ -10,11 +10,14 @@
 
 namespace presto::cpu::PRESTO_ISA {
 
-// fp32 rows on the heap: D is not bounded.
+// fp32 rows on the heap: D is not bounded.  Padded to whole pairs with zeros, which add nothing to a sum.
 class Scratch {
  public:
   explicit Scratch(int64_t rows, int64_t d)
-      : stride_((d + 15) / 16 * 16), data_(static_cast<float*>(_mm_malloc(rows * stride_ * sizeof(float), 64))) {}
+      : stride_((d + kPair - 1) / kPair * kPair),
+        data_(static_cast<float*>(_mm_malloc(rows * stride_ * sizeof(float), 64))) {
+    for (int64_t i = 0; i < rows * stride_; ++i) data_[i] = 0.f;
+  }
   ~Scratch() { _mm_free(data_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
@@ -61,7 +64,8 @@ inline bool any_per_token(const SeamInputs& in) { return in.gate.per_token || in
 class RowModulation {
  public:
   RowModulation(const SeamShape& shape, const SeamInputs& in) : shape_(shape), in_(in), rows_(4, shape.dim) {}
-  void prepare(int64_t b, int64_t n) {
+  template <class Order>
+  void prepare(int64_t b, int64_t n, Order order) {
     if (b == b_ && !any_per_token(in_)) return;
     b_ = b;
     const int64_t d = shape_.dim;
@@ -69,6 +73,7 @@ class RowModulation {
       to_float(in_.gate, b, n, d, 1.f, gate());
       if (in_.gate.data && shape_.gate_fn == GateFn::SigmoidOneMinus)
         for (int64_t i = 0; i < d; ++i) gate()[i] = sigmoid_one_minus(gate()[i]);
+      put_in_order(gate(), d, order);
     }
     if (shape_.norm == Norm::None) return;
     float* t = rows_.row(3);
@@ -82,6 +87,8 @@ class RowModulation {
     }
     to_float(in_.shift, b, n, d, 0.f, t);
     for (int64_t i = 0; i < d; ++i) a[i] += t[i];
+    put_in_order(f, d, order);
+    put_in_order(a, d, order);
   }
   float* gate() { return rows_.row(0); }
   float* factor() { return rows_.row(1); }
@@ -98,35 +105,38 @@ class RowModulation {
 // modulation is loaded once for all.
 template <int kRows, class T, class Branch>
 inline void forward_block(const SeamForward& args, int64_t r, RowModulation& modulation) {
+  using Order = typename OrderOf<T, Branch>::Type;
   const int64_t d = args.dim, b = r / args.tokens, n = r % args.tokens;
   const T* x[kRows];
-  Sum total[kRows];
+  PairSum total[kRows];
   for (int k = 0; k < kRows; ++k) x[k] = row<T>(args.x, b, n + k);
   if (args.branch.data) {
     const float* gate = modulation.gate();
     T* x_new = static_cast<T*>(args.x_new) + r * d;
     const Branch* branch[kRows];
     for (int k = 0; k < kRows; ++k) branch[k] = row<Branch>(args.branch, b, n + k);
-    sweep(d, [&](int64_t i, int j, auto w) PRESTO_INLINE {
-      const Vec g = load(gate + i, w);
-      for (int k = 0; k < kRows; ++k)
-        total[k].add(j, store_rounded(x_new + k * d + i, fma(g, load(branch[k] + i, w), load(x[k] + i, w)), w));
+    sweep_pairs(d, [&](int64_t i, int j, auto w) PRESTO_INLINE {
+      const Pair g = load_pair(gate + i);
+      for (int k = 0; k < kRows; ++k) {
+        const Pair v = fma(g, load_pair(branch[k] + i, w, Order{}), load_pair(x[k] + i, w, Order{}));
+        total[k].add(j, store_pair(x_new + k * d + i, v, w, Order{}));
+      }
     });
     for (int k = 0; k < kRows; ++k) x[k] = x_new + k * d;
   } else {
-    sweep(d, [&](int64_t i, int j, auto w) PRESTO_INLINE {
-      for (int k = 0; k < kRows; ++k) total[k].add(j, load(x[k] + i, w));
+    sweep_pairs(d, [&](int64_t i, int j, auto w) PRESTO_INLINE {
+      for (int k = 0; k < kRows; ++k) total[k].add(j, load_pair(x[k] + i, w, Order{}));
     });
   }
   if (args.norm == Norm::None) return;
 
   const float inverse_d = 1.f / static_cast<float>(d);
   float mean[kRows];
-  Sum squares[kRows];
+  PairSum squares[kRows];
   for (int k = 0; k < kRows; ++k) mean[k] = args.norm == Norm::Layer ? total[k].total() * inverse_d : 0.f;
-  sweep(d, [&](int64_t i, int j, auto w) PRESTO_INLINE {
+  sweep_pairs(d, [&](int64_t i, int j, auto w) PRESTO_INLINE {
     for (int k = 0; k < kRows; ++k) {
-      const Vec v = keep(load(x[k] + i, w) - splat(mean[k]), w);
+      const Pair v = keep(load_pair(x[k] + i, w, Order{}) - splat_pair(mean[k]), w, Order{});
       squares[k].add_product(j, v, v);
     }
   });
@@ -138,11 +148,11 @@ inline void forward_block(const SeamForward& args, int64_t r, RowModulation& mod
     args.stats[2 * (r + k) + 1] = rstd[k];
   }
   const float *factor = modulation.factor(), *addend = modulation.addend();
-  sweep(d, [&](int64_t i, int, auto w) PRESTO_INLINE {
-    const Vec f = load(factor + i, w), a = load(addend + i, w);
+  sweep_pairs(d, [&](int64_t i, int, auto w) PRESTO_INLINE {
+    const Pair f = load_pair(factor + i), a = load_pair(addend + i);
     for (int k = 0; k < kRows; ++k) {
-      const Vec y = (load(x[k] + i, w) - splat(mean[k])) * splat(rstd[k]);
-      store(h + k * d + i, fma(y, f, a), w);
+      const Pair y = (load_pair(x[k] + i, w, Order{}) - splat_pair(mean[k])) * splat_pair(rstd[k]);
+      store_pair(h + k * d + i, fma(y, f, a), w, Order{});
     }
   });
 }
@@ -150,9 +160,10 @@ inline void forward_block(const SeamForward& args, int64_t r, RowModulation& mod
 template <class T, class Branch>
 void forward_rows(const SeamForward& args, int64_t first, int64_t last) {
   constexpr int kRows = 2;
+  const typename OrderOf<T, Branch>::Type order{};
   RowModulation modulation(args, args);
   for (int64_t r = first; r < last;) {
-    modulation.prepare(r / args.tokens, r % args.tokens);
+    modulation.prepare(r / args.tokens, r % args.tokens, order);
     const bool together = r + kRows <= last && r % args.tokens + kRows <= args.tokens && !any_per_token(args);
     if (together) {
       forward_block<kRows, T, Branch>(args, r, modulation);
@@ -283,7 +294,7 @@ void backward_chunks(const SeamBackward& a, int64_t first_chunk, int64_t last_ch
     float* columns = a.workspace + c * kColumns * a.dim;
     for (int64_t i = 0; i < kColumns * a.dim; ++i) columns[i] = 0.f;
     for (int64_t n = begin; n < end; ++n) {
-      modulation.prepare(b, n);
+      modulation.prepare(b, n, Natural{});
       backward_row<T, Branch>(a, b, n, wanted, modulation, scratch, columns);
     }
   }

@@ -129,19 +129,6 @@ inline void store(T* p, Vec a, Width w) {
   store_half(p, narrow(a, T{}), w);
 }
 
-// Store, and give back what a later load would read.
-template <class Width>
-inline Vec store_rounded(float* p, Vec a, Width w) {
-  store(p, a, w);
-  return a;
-}
-template <class T, class Width>
-inline Vec store_rounded(T* p, Vec a, Width w) {
-  const Half half = narrow(a, T{});
-  store_half(p, half, w);
-  return widen(half, T{});
-}
-
 // body(i, lane_group, width) over [0, d): four vectors at a time so that sums have four independent chains.
 constexpr int kChains = 4;
 template <class Body>
@@ -162,6 +149,140 @@ struct Sum {
   void add(int j, Vec a) { chain[j] += a; }
   void add_product(int j, Vec a, Vec b) { chain[j] = fma(a, b, chain[j]); }
   float total() const { return sum((chain[0] + chain[1]) + (chain[2] + chain[3])); }
+};
+
+// ---- two vectors at a time ---------------------------------------------------------------------------------------
+// 2 * kLanes neighbours as two vectors.  In natural order a holds the first half and b the second.  bf16 on AVX-512 has a
+// cheaper order, a the even elements and b the odd ones: they come apart with a shift and a mask, where natural order
+// takes a shuffle each, and shuffles have one port.  Row sums do not care; what is kept as fp32 beside them (modulation)
+// is put in the same order once.
+constexpr int64_t kPair = 2 * kLanes;
+struct Pair {
+  Vec a, b;
+};
+struct Natural {};
+struct EvenOdd {};
+
+inline Pair splat_pair(float a) { return {splat(a), splat(a)}; }
+inline Pair operator-(Pair x, Pair y) { return {x.a - y.a, x.b - y.b}; }
+inline Pair operator*(Pair x, Pair y) { return {x.a * y.a, x.b * y.b}; }
+inline Pair fma(Pair x, Pair y, Pair z) { return {fma(x.a, y.a, z.a), fma(x.b, y.b, z.b)}; }
+
+inline First first_half(First f) { return {f.n < kLanes ? f.n : kLanes}; }
+inline First second_half(First f) { return {f.n < kLanes ? 0 : f.n - kLanes}; }
+inline All first_half(All w) { return w; }
+inline All second_half(All w) { return w; }
+
+// A pair of a row kept as fp32, padded to whole pairs and already in order.
+inline Pair load_pair(const float* p) { return {load(p, All{}), load(p + kLanes, All{})}; }
+
+template <class T, class Width>
+inline Pair load_pair(const T* p, Width w, Natural) {
+  return {load(p, first_half(w)), load(p + kLanes, second_half(w))};
+}
+inline Vec rounded(Vec a, float) { return a; }
+template <class T>
+inline Vec rounded(Vec a, T) {
+  return widen(narrow(a, T{}), T{});
+}
+// Stores a pair and gives back what a later load would read.
+template <class T, class Width>
+inline Pair store_pair(T* p, Pair v, Width w, Natural) {
+  store(p, v.a, first_half(w));
+  store(p + kLanes, v.b, second_half(w));
+  return {rounded(v.a, T{}), rounded(v.b, T{})};
+}
+template <class Width>
+inline Pair keep(Pair v, Width w, Natural) {
+  return {keep(v.a, first_half(w)), keep(v.b, second_half(w))};
+}
+inline void put_in_order(float*, int64_t, Natural) {}
+
+#if defined(__AVX512F__)
+inline __m512i odd_words() { return _mm512_set1_epi32(static_cast<int>(0xffff0000u)); }
+inline Pair split(__m512i words) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(words, 16)), _mm512_castsi512_ps(_mm512_and_si512(words, odd_words()))};
+}
+inline __mmask32 mask_words(First f) { return static_cast<__mmask32>((1ull << f.n) - 1ull); }
+inline __m512i load_words(const void* p, All) { return _mm512_loadu_si512(p); }
+inline __m512i load_words(const void* p, First f) { return _mm512_maskz_loadu_epi16(mask_words(f), p); }
+inline void store_words(void* p, __m512i v, All) { _mm512_storeu_si512(p, v); }
+inline void store_words(void* p, __m512i v, First f) { _mm512_mask_storeu_epi16(p, mask_words(f), v); }
+
+// e0 o0 e1 o1 ... from e0 e1 ... o0 o1 ...
+inline __m512i interleave() {
+  alignas(64) static constexpr uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                     8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return _mm512_load_si512(order);
+}
+#if defined(__AVX512BF16__)
+inline __m512i join(Pair v) {
+  return _mm512_permutexvar_epi16(interleave(), reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(v.b, v.a)));
+}
+#else
+inline __m512i join(Pair v) {
+  const __m512i words = _mm512_inserti64x4(_mm512_castsi256_si512(narrow(v.a, bf16{})), narrow(v.b, bf16{}), 1);
+  return _mm512_permutexvar_epi16(interleave(), words);
+}
+#endif
+
+template <class Width>
+inline Pair load_pair(const bf16* p, Width w, EvenOdd) {
+  return split(load_words(p, w));
+}
+template <class Width>
+inline Pair store_pair(bf16* p, Pair v, Width w, EvenOdd) {
+  const __m512i words = join(v);
+  store_words(p, words, w);
+  return split(words);
+}
+inline Pair keep(Pair v, All, EvenOdd) { return v; }
+inline Pair keep(Pair v, First f, EvenOdd) { return {keep(v.a, First{(f.n + 1) / 2}), keep(v.b, First{f.n / 2})}; }
+inline void put_in_order(float* row, int64_t d, EvenOdd) {
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+  for (int64_t i = 0; i < d; i += kPair) {
+    const Pair v = load_pair(row + i);
+    store(row + i, _mm512_permutex2var_ps(v.a, even, v.b), All{});
+    store(row + i + kLanes, _mm512_permutex2var_ps(v.a, odd, v.b), All{});
+  }
+}
+template <class T, class Other>
+struct OrderOf {
+  using Type = Natural;
+};
+template <>
+struct OrderOf<bf16, bf16> {
+  using Type = EvenOdd;
+};
+#else
+template <class T, class Other>
+struct OrderOf {
+  using Type = Natural;
+};
+#endif
+
+// body(i, chain, width) over [0, d), a pair at a time, two pairs in flight.
+template <class Body>
+inline PRESTO_INLINE void sweep_pairs(int64_t d, Body&& body) {
+  int64_t i = 0;
+  for (; i + 2 * kPair <= d; i += 2 * kPair) {
+    body(i, 0, All{});
+    body(i + kPair, 1, All{});
+  }
+  for (; i + kPair <= d; i += kPair) body(i, 0, All{});
+  if (i < d) body(i, 1, First{d - i});
+}
+
+struct PairSum : Sum {
+  void add(int j, Pair v) {
+    Sum::add(2 * j, v.a);
+    Sum::add(2 * j + 1, v.b);
+  }
+  void add_product(int j, Pair x, Pair y) {
+    Sum::add_product(2 * j, x.a, y.a);
+    Sum::add_product(2 * j + 1, x.b, y.b);
+  }
 };
 
 }  // namespace presto::cpu::PRESTO_ISA

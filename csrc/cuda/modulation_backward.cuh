@@ -355,7 +355,7 @@ struct Finish {
 };
 
 // Registers: at most 128; 32 columns by 16 lines of partial sums at a time keep few blocks busy enough.
-static __global__ void __launch_bounds__(kFinishColumns* kFinishRows)
+__global__ void __launch_bounds__(kFinishColumns* kFinishRows)
     seam_backward_finish(const __grid_constant__ Finish finish, const Origin origin) {
   __shared__ float shared[kFinishRows][kFinishColumns];
   const int64_t column = (origin.x + blockIdx.x) * kFinishColumns + threadIdx.x;

@@ -106,15 +106,19 @@ def test_cuda_registers_and_spills(cuda_records, arch):
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_cuda_accesses_are_16_bytes_wide(cuda_records, arch):
-    """Of the kernels for aligned rows of one dtype, all but the statistics: 4 or 8 bytes a row."""
+    """Of the kernels for aligned rows of one dtype, all but the statistics: one access of 8 bytes a row.
+
+    Forward a row's statistics are stored beside its x' and h; backward they are loaded beside four rows of 16 bytes a
+    thread.  One row read or written element by element would be 4 or 8 narrow accesses and pass these bounds.
+    """
     records = [r for r in cuda_records if r.arch == arch and r.kernel.endswith("_rows") and "/" not in r.dtype]
     assert {(r.kernel, r.dtype) for r in records} == {
         (kernel, dtype) for kernel in ("seam_forward_rows", "seam_backward_rows") for dtype in ("fp32", "bf16", "fp16")
     }
     for r in records:
         assert r.loads16 > 0 and r.stores16 > 0, r
-        assert r.loads_other <= (0 if r.kernel == "seam_forward_rows" else 2), r
-        assert r.stores_other <= (4 if r.kernel == "seam_forward_rows" else 0), r
+        assert r.loads_other <= (0 if r.kernel == "seam_forward_rows" else r.loads16 // 4), r
+        assert r.stores_other <= (r.stores16 // 2 if r.kernel == "seam_forward_rows" else 0), r
 
 
 def test_results_are_kept(tmp_path, monkeypatch):

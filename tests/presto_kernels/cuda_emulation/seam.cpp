@@ -8,9 +8,7 @@ using namespace presto;
 // A tensor is 6 numbers: address, dtype, batch stride, row stride, per_sample, per_token.  In this order:
 enum { kX, kBranch, kGateAt, kScaleAt, kShiftAt, kWeightAt, kBiasAt, kGradX, kGradH };
 
-Rows rows(const int64_t* t) {
-  return {reinterpret_cast<const void*>(t[0]), static_cast<DType>(t[1]), t[2], t[3]};
-}
+Rows rows(const int64_t* t) { return {reinterpret_cast<const void*>(t[0]), static_cast<DType>(t[1]), t[2], t[3]}; }
 
 Modulation modulation(const int64_t* t) {
   Modulation m;
@@ -21,8 +19,8 @@ Modulation modulation(const int64_t* t) {
 
 template <class Args>
 void fill(Args& args, const int64_t* shape, float eps, const int64_t (*tensors)[6]) {
-  static_cast<SeamShape&>(args) = {shape[0], shape[1], shape[2], static_cast<Norm>(shape[3]),
-                                   static_cast<GateFn>(shape[4]), eps};
+  static_cast<SeamShape&>(args) = {
+      shape[0], shape[1], shape[2], static_cast<Norm>(shape[3]), static_cast<GateFn>(shape[4]), eps};
   args.x = rows(tensors[kX]);
   args.branch = rows(tensors[kBranch]);
   args.gate = modulation(tensors[kGateAt]);

@@ -1,5 +1,5 @@
-"""The CUDA kernels of the AdaLN family, run without a GPU: ``csrc/cuda`` is compiled by g++ on a small emulation of CUDA's
-execution model (``include/cuda_runtime.h``) and compared with float64, forward and backward, on every path.
+"""The CUDA kernels of the AdaLN family, run without a GPU: ``csrc/cuda`` is compiled by g++ on a small emulation of
+CUDA's execution model (``include/cuda_runtime.h``) and compared with float64, forward and backward, on every path.
 
 It shows indices, masks, barriers, formulas and the order of sums; not speed, and not what only hardware does."""
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -30,7 +30,16 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++: the
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
     target = tmp_path_factory.mktemp("emulation") / "seam.so"
-    flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-shared", "-w"]
+    flags = [
+        "-std=c++17",
+        "-O1",
+        "-ffp-contract=off",
+        "-fno-strict-aliasing",
+        "-fPIC",
+        "-shared",
+        "-w",
+        "-U_FORTIFY_SOURCE",
+    ]
     includes = [f"-I{HERE / 'include'}", f"-I{CSRC}"]
     subprocess.run(["g++", *flags, *includes, str(HERE / "seam.cpp"), "-o", str(target)], check=True)
     loaded = ctypes.CDLL(str(target))
@@ -42,9 +51,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 @dataclass(frozen=True)
 class Case:
-    """One call. ``layouts`` maps a name to its layout: a modulation's is any of "D", "1D", "BD", "B1D", "BND", "1ND" or
-    None (not given); ``pad`` is the number of elements between the rows of strided tensors, ``skew`` the element at which
-    each starts in its buffer."""
+    """One call. A modulation is given by its layout, any of "D", "1D", "BD", "B1D", "BND", "1ND", or None (not given);
+    ``pad`` is the number of elements between the rows of each tensor, ``skew`` the element at which it starts."""
 
     batch: int = 2
     tokens: int = 5
@@ -80,18 +88,18 @@ class Run:
 def strided(values: Tensor, pad: int, skew: int) -> Tensor:
     """``values`` with ``pad`` elements between rows, inside a buffer of NaN, so that a read out of bounds shows."""
     width = values.shape[-1] + pad
-    rows = values.numel() // values.shape[-1]
-    buffer = torch.full((rows * width + 64,), float("nan"), dtype=values.dtype)
     strides = [1]
     for size in reversed(values.shape[1:]):
         strides.insert(0, width if len(strides) == 1 else strides[0] * size)
-    # The first 16-byte boundary leaves room before it for the canary.
-    offset = (-(buffer.data_ptr() // values.element_size())) % 16 + 16 + skew
-    buffer = torch.full((rows * width + 64 + offset,), float("nan"), dtype=values.dtype)
-    offset = (-(buffer.data_ptr() // values.element_size())) % 16 + 16 + skew
-    view = buffer.as_strided(values.shape, strides, offset)
+    buffer = torch.full((values.numel() // values.shape[-1] * width + 96,), float("nan"), dtype=values.dtype)
+    view = buffer.as_strided(values.shape, strides, first_aligned(buffer) + skew)
     view.copy_(values)
     return view
+
+
+def first_aligned(buffer: Tensor) -> int:
+    """The first element from the 16th on that lies on a 16-byte boundary."""
+    return 16 + -(buffer.data_ptr() // buffer.element_size()) % (16 // buffer.element_size())
 
 
 def shape_of(case: Case, layout: str) -> tuple[int, ...]:
@@ -133,7 +141,7 @@ def describe(case: Case, inputs: dict[str, Tensor]) -> ctypes.Array:
         if t.dim() == 3:
             per_token = t.shape[1] == case.tokens and case.tokens > 1
             row_stride = t.stride(1) if per_token else 0
-        table[i][:] = (t.data_ptr(), CODES[t.dtype], batch_stride, row_stride, per_sample, per_token)
+        table[i][:] = [t.data_ptr(), CODES[t.dtype], batch_stride, row_stride, int(per_sample), int(per_token)]
     return table
 
 
@@ -146,10 +154,10 @@ class Output:
 
     CANARY = 12345.0
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, skew: int = 0) -> None:
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         self.shape, self.numel = shape, torch.Size(shape).numel()
         self.buffer = torch.full((self.numel + 96,), self.CANARY, dtype=dtype)
-        self.offset = (-(self.buffer.data_ptr() // self.buffer.element_size())) % 16 + 16 + skew
+        self.offset = first_aligned(self.buffer)
         self.inner = self.buffer[self.offset : self.offset + self.numel]
         self.inner.fill_(float("nan"))
 
@@ -247,9 +255,8 @@ def check(library: ctypes.CDLL, case: Case, seed: int = 0, orders: tuple[int, ..
     if case.norm:
         close(forward.outputs["h"], modulate(case, inputs, x_new.double()), "h", slack=16)
 
-    backward = emulate_backward(
-        library, case, inputs, x_new, forward.outputs.get("stats", torch.zeros(1)), orders[0]
-    )
+    stats = forward.outputs.get("stats", torch.zeros(1))
+    backward = emulate_backward(library, case, inputs, x_new, stats, orders[0])
     leaf = {name: inputs[name].double().requires_grad_() for name in ("branch", *MODULATIONS) if name in inputs}
     leaf["x"] = inputs["x"].double().requires_grad_()
     stream = add_gated(case, leaf)
@@ -259,20 +266,20 @@ def check(library: ctypes.CDLL, case: Case, seed: int = 0, orders: tuple[int, ..
         loss = loss + (stream * inputs["grad_x"].double()).sum()
     if case.grad_h and case.norm:
         loss = loss + (modulate(case, leaf, stored) * inputs["grad_h"].double()).sum()
-    names = [name for name in backward.outputs]
-    grads = torch.autograd.grad(loss, [leaf[name] for name in names], allow_unused=True)
-    for name, grad in zip(names, grads, strict=True):
+    grads = torch.autograd.grad(loss, [leaf[name] for name in backward.outputs], allow_unused=True)
+    for name, grad in zip(backward.outputs, grads, strict=True):
         oracle = grad if grad is not None else torch.zeros_like(leaf[name])
         close(backward.outputs[name], oracle, f"d{name}", slack=64)
 
     for order in orders[1:]:
-        again = emulate_forward(library, case, inputs, order)
-        assert all(torch.equal(again.outputs[k].view(torch.uint8), v.view(torch.uint8)) for k, v in forward.outputs.items())
-        again = emulate_backward(
-            library, case, inputs, x_new, forward.outputs.get("stats", torch.zeros(1)), order
-        )
-        assert all(torch.equal(again.outputs[k].view(torch.uint8), v.view(torch.uint8)) for k, v in backward.outputs.items())
+        assert_same_bits(emulate_forward(library, case, inputs, order), forward)
+        assert_same_bits(emulate_backward(library, case, inputs, x_new, stats, order), backward)
     return forward, backward
+
+
+def assert_same_bits(a: Run, b: Run) -> None:
+    for name, expected in b.outputs.items():
+        assert torch.equal(a.outputs[name].view(torch.uint8), expected.view(torch.uint8)), name
 
 
 def rows_path(forward: Run, backward: Run) -> tuple[bool, bool]:
@@ -283,17 +290,20 @@ def rows_path(forward: Run, backward: Run) -> tuple[bool, bool]:
 
 
 DTYPES = [
-    (x, branch, modulation)
-    for x in (F32, F16, BF16)
-    for branch in (F32, F16, BF16)
-    for modulation in (F32, F16, BF16)
+    (x, branch, modulation) for x in (F32, F16, BF16) for branch in (F32, F16, BF16) for modulation in (F32, F16, BF16)
 ]
 
 
 @pytest.mark.parametrize(("dtype", "branch_dtype", "modulation_dtype"), DTYPES)
 def test_dtypes(library, dtype, branch_dtype, modulation_dtype):
     case = Case(
-        dtype=dtype, branch_dtype=branch_dtype, modulation_dtype=modulation_dtype, weight="D", bias="D", dim=72, tokens=6
+        dim=72,
+        tokens=6,
+        dtype=dtype,
+        branch_dtype=branch_dtype,
+        modulation_dtype=modulation_dtype,
+        weight="D",
+        bias="D",
     )
     forward, backward = check(library, case)
     fast = branch_dtype in (dtype, F32) or dtype == F32
@@ -307,25 +317,32 @@ def test_dtypes(library, dtype, branch_dtype, modulation_dtype):
 def test_norms_and_gates(library, norm, gate_fn, modulation_dtype):
     """``modulation_dtype`` bf16 takes the rows path beside a bf16 x, fp16 the other."""
     case = Case(
-        dtype=BF16, modulation_dtype=modulation_dtype, norm=norm, gate_fn=gate_fn, weight="D", bias="D", dim=256, tokens=9
+        dim=256,
+        tokens=9,
+        dtype=BF16,
+        modulation_dtype=modulation_dtype,
+        norm=norm,
+        gate_fn=gate_fn,
+        weight="D",
+        bias="D",
     )
     forward, backward = check(library, case)
     assert rows_path(forward, backward)[0] == (modulation_dtype == BF16)
 
 
 @pytest.mark.parametrize("modulation_dtype", [F32, F16])
-@pytest.mark.parametrize("absent", [*MODULATIONS, "scale shift", "gate scale shift weight bias", "branch", "weight bias"])
+@pytest.mark.parametrize("absent", [*MODULATIONS, "scale shift", "weight bias", " ".join(MODULATIONS), "branch"])
 def test_absent_modulation(library, absent, modulation_dtype):
-    given = dict.fromkeys(MODULATIONS, "BD") | dict(weight="D", bias="D") | dict.fromkeys(absent.split())
-    with_branch = given.pop("branch", True) is True
-    check(library, Case(modulation_dtype=modulation_dtype, with_branch=with_branch, gate_fn="sigmoid_one_minus", **given))
+    given = {"gate": "BD", "scale": "BD", "shift": "BD", "weight": "D", "bias": "D", "with_branch": True}
+    given |= {"with_branch": False} if absent == "branch" else dict.fromkeys(absent.split())
+    check(library, Case(modulation_dtype=modulation_dtype, gate_fn="sigmoid_one_minus", **given))
 
 
 @pytest.mark.parametrize("layout", ["D", "1D", "BD", "B1D", "11D", "1ND", "BND"])
 @pytest.mark.parametrize("who", [*MODULATIONS, "gate scale shift", "all"])
 def test_layouts(library, layout, who):
     names = MODULATIONS if who == "all" else who.split()
-    given = dict(gate="BD", scale="1D", shift="D", weight="D", bias="D") | dict.fromkeys(names, layout)
+    given = {"gate": "BD", "scale": "1D", "shift": "D", "weight": "D", "bias": "D"} | dict.fromkeys(names, layout)
     case = Case(batch=3, tokens=4, dim=24, gate_fn="sigmoid_one_minus", **given)
     forward, backward = check(library, case)
     assert rows_path(forward, backward) == (("N" not in layout),) * 2
@@ -373,7 +390,7 @@ def test_wide_rows(library, dtype, dim, expected):
 @pytest.mark.parametrize("dtype", [F32, BF16])
 @pytest.mark.parametrize(("pad", "skew"), [(0, 1), (8, 0), (16, 8), (1, 0), (4, 4), (3, 5)])
 def test_strides_and_alignment(library, dtype, pad, skew):
-    for given in ({}, dict(gate="BND", scale="1ND", shift="BND", branch_dtype=F32, modulation_dtype=F16)):
+    for given in ({}, {"gate": "BND", "scale": "1ND", "shift": "BND", "branch_dtype": F32, "modulation_dtype": F16}):
         forward, backward = check(library, Case(dtype=dtype, dim=48, pad=pad, skew=skew, weight="D", bias="D", **given))
         vector = 16 // dtype.itemsize
         fast = not given and pad % vector == 0 and skew % vector == 0
@@ -383,7 +400,8 @@ def test_strides_and_alignment(library, dtype, pad, skew):
 @pytest.mark.parametrize("modulation_dtype", [F32, F16])
 @pytest.mark.parametrize("grads", [(True, False), (False, True), (True, True)])
 @pytest.mark.parametrize(
-    "wanted", [("x",), ("branch",), ("gate",), ("scale", "bias"), ("shift",), ("weight",), ("x", "branch", *MODULATIONS)]
+    "wanted",
+    [("x",), ("branch",), ("gate",), ("scale", "bias"), ("shift",), ("weight",), ("x", "branch", *MODULATIONS)],
 )
 def test_absent_gradients(library, grads, wanted, modulation_dtype):
     case = Case(
@@ -391,7 +409,7 @@ def test_absent_gradients(library, grads, wanted, modulation_dtype):
     )
     check(library, case)
     if grads[0]:
-        check(library, Case(**{**case.__dict__, "norm": None}))
+        check(library, replace(case, norm=None))
 
 
 @pytest.mark.parametrize("modulation_dtype", [F32, F16])
@@ -409,15 +427,14 @@ def test_variance_is_taken_of_the_centred_row(library, modulation_dtype):
 @pytest.mark.parametrize("dim", [72, 1544, 75])
 def test_paths_agree_bitwise(library, dtype, dim):
     """h of the fused op is adaln_modulate of x', whichever kernel each of the two takes."""
-    given = dict(dtype=dtype, dim=dim, weight="D", bias="D", gate_fn="sigmoid_one_minus")
-    for fused in (Case(**given), Case(**given, branch_dtype=F16), Case(**given, pad=3, skew=1)):
+    plain = Case(dtype=dtype, dim=dim, weight="D", bias="D", gate_fn="sigmoid_one_minus")
+    for fused in (plain, replace(plain, branch_dtype=F16), replace(plain, pad=3, skew=1)):
         inputs = make_inputs(fused)
         whole = emulate_forward(library, fused, inputs)
-        alone = Case(**given, with_branch=False)
         rest = {k: strided(v, 0, 0) for k, v in inputs.items() if k not in ("branch", "gate")}
-        part = emulate_forward(library, alone, rest | dict(x=strided(whole.outputs["x_new"], 0, 0)))
-        for name in ("h", "stats"):
-            assert torch.equal(whole.outputs[name].view(torch.uint8), part.outputs[name].view(torch.uint8))
+        rest["x"] = strided(whole.outputs.pop("x_new"), 0, 0)
+        part = emulate_forward(library, replace(plain, with_branch=False), rest)
+        assert_same_bits(part, whole)
 
 
 def test_a_grid_with_more_rows_than_one_launch_takes(library):
@@ -430,7 +447,7 @@ def test_nothing_is_launched_for_nothing(library):
         assert emulate_forward(library, case, make_inputs(case)).launches == ""
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(40))
 def test_random_cases(library, seed):
     generator = torch.Generator().manual_seed(seed)
 

@@ -3,6 +3,7 @@
 // error here too: misaligned vector accesses, empty or oversized grids, a barrier that some thread never reaches.  The
 // order in which threads and blocks run is chosen by the caller, so that a missing barrier shows as a changing result.
 #pragma once
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -84,10 +85,11 @@ struct Barrier {
 };
 
 struct Fiber {
-  ucontext_t context;
+  ucontext_t context;  // to start; from then on `jump`, which needs no system call
+  jmp_buf jump;
   std::unique_ptr<char[]> stack{new char[1 << 16]};
   dim3 index;
-  bool done = false;
+  bool started = false, done = false;
   unsigned shuffles = 0;
 };
 
@@ -97,7 +99,7 @@ inline std::string launches;  // "grid.x,grid.y,block.x,block.y;" for each launc
 
 inline std::vector<Fiber> fibers(kMaxThreads);
 inline Fiber* current = nullptr;
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline std::function<void()> body;
 inline uint64_t progress = 0;
 inline Barrier barriers[16], warp_barriers[kMaxThreads / 32];
@@ -106,7 +108,14 @@ inline uint32_t lanes[2][kMaxThreads];
 inline void resume(Fiber& fiber) {
   current = &fiber;
   threadIdx = fiber.index;
-  swapcontext(&scheduler, &fiber.context);
+  if (_setjmp(scheduler)) return;
+  if (fiber.started) _longjmp(fiber.jump, 1);
+  fiber.started = true;
+  setcontext(&fiber.context);
+}
+
+inline void yield() {
+  if (!_setjmp(current->jump)) _longjmp(scheduler, 1);
 }
 
 inline void wait(Barrier& barrier, unsigned threads) {
@@ -115,7 +124,7 @@ inline void wait(Barrier& barrier, unsigned threads) {
     barrier.arrived = 0;
     ++barrier.generation;
   }
-  while (barrier.generation == generation) swapcontext(&current->context, &scheduler);
+  while (barrier.generation == generation) yield();
   ++progress;
 }
 
@@ -146,17 +155,20 @@ inline void run_block() {
   for (unsigned i = 0; i < threads; ++i) {
     Fiber& fiber = fibers[i];
     fiber.index = dim3(i % blockDim.x, i / blockDim.x);
-    fiber.done = false, fiber.shuffles = 0;
+    fiber.started = fiber.done = false, fiber.shuffles = 0;
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = 1 << 16;
     fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, [] {
-      body();
-      current->done = true;
-      ++progress;
-      swapcontext(&current->context, &scheduler);
-    }, 0);
+    makecontext(
+        &fiber.context,
+        [] {
+          body();
+          current->done = true;
+          ++progress;
+          yield();
+        },
+        0);
   }
   for (Barrier& barrier : barriers) barrier = {};
   for (Barrier& barrier : warp_barriers) barrier = {};
@@ -164,7 +176,8 @@ inline void run_block() {
   uint64_t pass = 0;
   for (unsigned left = threads; left > 0; ++pass) {
     const uint64_t before = progress;
-    // Shuffled: half of the warps stand still for a while, and the others run as far ahead of them as barriers let them.
+    // Shuffled: half of the warps stand still for a while, and the others run as far ahead of them as barriers let
+    // them.
     if (order == Order::Shuffled && pass % 32 == 0) still = draw(seed);
     left = 0;
     for (unsigned i : turn) {
