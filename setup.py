@@ -1,8 +1,9 @@
 """Builds csrc/ into presto_kernels/_C.abi3.so, or nothing where there is no C++ compiler.
 
-One binary for every Python >= 3.11 and every torch >= 2.11, CPU or CUDA build: it uses torch's stable ABI alone.  torch's
-headers are found in the environment we install into even when the build is isolated.  With nvcc the CUDA kernels come along; without it the CPU kernels alone;
-without a C++ compiler the package is pure Python and Triton, and both this script and env_report say so.
+One binary for every Python >= 3.11 and every torch >= 2.11, CPU or CUDA build: it uses torch's stable ABI alone.
+torch's headers are found in the environment we install into even when the build is isolated.  With nvcc the CUDA
+kernels come along; without it the CPU kernels alone; without a C++ compiler the package is pure Python and Triton,
+and both this script and env_report say so.
 
     PRESTO_CUDA   auto (default: CUDA where nvcc is found), 0 or 1
     PRESTO_BUILD  auto (default), 0 builds nothing, 1 fails rather than build nothing
@@ -79,7 +80,16 @@ class Build(build_ext):
         include, cuda = torch_include(), cuda_home()
         if include is None:
             raise CompileError(f"torch's headers were not found; install {TORCH} first, or build with isolation")
-        flags = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wall", TARGET, f"-I{ROOT / 'csrc'}"]
+        flags = [
+            "-O3",
+            "-std=c++20",
+            "-fPIC",
+            "-fvisibility=hidden",
+            "-fno-math-errno",
+            "-Wall",
+            TARGET,
+            f"-I{ROOT / 'csrc'}",
+        ]
         flags += [f"-isystem{include}", f"-isystem{include / 'torch/csrc/api/include'}"]
         flags += ["-DPRESTO_CUDA"] if cuda else []
         # GCC 12 warns about its own AVX-512 header.
@@ -94,12 +104,20 @@ class Build(build_ext):
         commands = [self._gxx(source, flags, out / f"{source.stem}{suffix}.o") for source, flags, suffix in jobs]
         if cuda:
             commands += [self._nvcc(cuda, source, out) for source in sorted(ROOT.glob("csrc/cuda/*.cu"))]
-        say(f"compiling {len(commands)} files" + (" (CUDA: sm_80, sm_90a, sm_100, PTX)" if cuda else " (no nvcc: CPU only)"))
+        say(
+            f"compiling {len(commands)} files"
+            + (" (CUDA: sm_80, sm_90a, sm_100, PTX)" if cuda else " (no nvcc: CPU only)")
+        )
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(self._compile, commands))
         ext.extra_objects = [command[-1] for command in commands]
-        # torch's Python loads its libraries for itself alone, so ours names the one it needs; CPU and CUDA builds both have it.
-        ext.extra_link_args = ["-Wl,--exclude-libs,ALL", f"-L{include.parent / 'lib'}", "-Wl,--no-as-needed", "-ltorch_cpu"]
+        # Python loads torch's libraries for itself alone, so ours names the one it needs; every build of torch has it.
+        ext.extra_link_args = [
+            "-Wl,--exclude-libs,ALL",
+            f"-L{include.parent / 'lib'}",
+            "-Wl,--no-as-needed",
+            "-ltorch_cpu",
+        ]
         if cuda:
             runtime = next(cuda.glob("**/libcudart_static.a"))
             ext.extra_link_args += [str(runtime), "-lrt", "-ldl", "-lpthread"]
@@ -136,7 +154,9 @@ def extensions() -> list[Extension]:
     if mode == "0":
         say("PRESTO_BUILD=0: nothing is compiled; the ops run on Triton and plain PyTorch")
     elif cxx() is None:
-        message = "no C++ compiler: nothing is compiled; the ops run on Triton and plain PyTorch (get g++ and reinstall)"
+        message = (
+            "no C++ compiler: nothing is compiled; the ops run on Triton and plain PyTorch (get g++ and reinstall)"
+        )
         if mode == "1":
             raise SystemExit(message)
         say(message)
@@ -146,7 +166,7 @@ def extensions() -> list[Extension]:
 
 
 ext_modules = extensions()
-# An isolated build asks here what it needs (the `egg_info` call of PEP 517's hook): torch, only where none is to be found.
+# An isolated build asks here what it needs (the `egg_info` call of PEP 517's hook): torch, only where none is found.
 needs_torch = bool(ext_modules) and "egg_info" in sys.argv and torch_include() is None
 setup(
     ext_modules=ext_modules,

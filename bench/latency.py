@@ -41,7 +41,7 @@ class LatencyOptions:
     guidance: float = option(1.0, "classifier-free guidance scale; unless 1, two samples a step on both sides")
     compile: bool = option(True, "torch.compile of the whole reference as a second baseline")
     rounds: int = option(100, "rounds at most")
-    seconds: float = option(90.0, "seconds of timing at most, once three rounds are in")
+    seconds: float = option(120.0, "seconds of timing, to the end of the round; at least two rounds")
     json: str | None = option(None, "write the results to this file, round by round")
 
 
@@ -146,6 +146,7 @@ def time_steps(
             parts=options.steps,
             rounds=options.rounds,
             seconds=options.seconds,
+            min_rounds=2,
             warmup=0 if on_cpu else 3,
             on_progress=on_progress,
             on_round=keep,

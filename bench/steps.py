@@ -29,7 +29,7 @@ class StepsOptions:
     guidance: float = option(1.0, "classifier-free guidance scale; unless 1, two samples a step on both sides")
     step: int = option(0, "the step to look into, all blocks run")
     rounds: int = option(20, "rounds at most")
-    seconds: float = option(45.0, "seconds of timing the steps at most, once three rounds are in")
+    seconds: float = option(45.0, "seconds of timing the steps, to the end of the round; at least two rounds")
     profiles: int = option(3, "how often the one step is profiled on each side")
     kernels: str | None = option(None, "write the profiler's own table, operators and kernels, to this text file")
     json: str | None = option(None, "write the results to this file")

@@ -80,8 +80,8 @@ int64_t seam_backward_workspace(const SeamBackward& args);
 void seam_backward_rows(const SeamBackward& args, int64_t first_chunk, int64_t last_chunk);
 void seam_backward_columns(const SeamBackward& args, int64_t first, int64_t last);
 
-// What the kernels run on: 0 none, 1 avx2, 2 avx512, 3 avx512bf16.  A limit lowers it, for tests and comparisons; one that
-// this processor cannot meet changes nothing.  Not to be called while kernels run.
+// What the kernels run on: 0 none, 1 avx2, 2 avx512, 3 avx512bf16.  A limit lowers it, for tests and comparisons; one
+// that this processor cannot meet changes nothing.  Not to be called while kernels run.
 int instruction_set();
 int limit_instruction_set(int limit);
 }  // namespace cpu

@@ -1,5 +1,5 @@
-// The AdaLN family as torch operators: tensors in, plain structs to the kernels, tensors out.  Arguments were checked in
-// Python (presto_kernels/ops/modulation/api.py); here only what would make a kernel read or write out of bounds.
+// The AdaLN family as torch operators: tensors in, plain structs to the kernels, tensors out.  Arguments were checked
+// in Python (presto_kernels/ops/modulation/api.py); here only what would make a kernel read or write out of bounds.
 #include "tensor.h"
 
 namespace presto {
@@ -68,7 +68,8 @@ class Inputs {
   }
 
   SeamShape shape(int64_t norm, int64_t gate_fn, double eps) const {
-    STD_TORCH_CHECK(norm >= 0 && norm <= 2 && gate_fn >= 0 && gate_fn <= 1, "presto_kernels::seam: unknown norm or gate_fn");
+    STD_TORCH_CHECK(norm >= 0 && norm <= 2 && gate_fn >= 0 && gate_fn <= 1,
+                    "presto_kernels::seam: unknown norm or gate_fn");
     return {batch_, tokens_, dim_, static_cast<Norm>(norm), static_cast<GateFn>(gate_fn), static_cast<float>(eps)};
   }
 
@@ -115,8 +116,9 @@ void backward_on_cpu(SeamBackward& args, const Tensor& x) {
 }
 
 template <RunForward run>
-Forward seam(const Tensor& x, const Optional& branch, const Optional& gate, const Optional& scale, const Optional& shift,
-             const Optional& weight, const Optional& bias, int64_t norm, int64_t gate_fn, double eps) {
+Forward seam(const Tensor& x, const Optional& branch, const Optional& gate, const Optional& scale,
+             const Optional& shift, const Optional& weight, const Optional& bias, int64_t norm, int64_t gate_fn,
+             double eps) {
   Inputs in(x);
   SeamForward args;
   static_cast<SeamShape&>(args) = in.shape(norm, gate_fn, eps);
@@ -148,7 +150,8 @@ Backward seam_backward(const Optional& grad_x, const Optional& grad_h, const Ten
   args.grad_x = in.rows(grad_x, "grad_x");
   args.grad_h = in.rows(grad_h, "grad_h");
   for (const Rows* grad : {&args.grad_x, &args.grad_h})
-    STD_TORCH_CHECK(!grad->data || grad->dtype == args.x.dtype, "presto_kernels::seam_backward: a gradient has not x's dtype");
+    STD_TORCH_CHECK(!grad->data || grad->dtype == args.x.dtype,
+                    "presto_kernels::seam_backward: a gradient has not x's dtype");
   in.fill(args, branch, gate, scale, shift, weight, bias);
   if (norm) {
     STD_TORCH_CHECK(stats.is_contiguous() && stats.numel() == 2 * in.batch() * in.tokens() &&

@@ -31,7 +31,8 @@ inline DType dtype_of(const Tensor& t, const char* name) {
   return DType::F32;
 }
 
-// A new contiguous tensor on the device of `like`.  Straight through the shim: the dispatcher's way costs three times more.
+// A new contiguous tensor on the device of `like`.  Straight through the shim: the dispatcher's way costs three times
+// more.
 inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
   int64_t strides[4], stride = 1;
   for (size_t i = sizes.size(); i-- > 0; stride *= sizes.begin()[i] > 0 ? sizes.begin()[i] : 1) strides[i] = stride;
@@ -56,10 +57,10 @@ inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> size
   return Tensor(handle);
 }
 
-// The stream torch launches on.  aoti_torch_get_current_cuda_stream lives in libtorch_cuda.so, which a CPU build of torch
-// does not have; it is looked up in the copy torch has already loaded (RTLD_NOLOAD loads none), so that this library has no
-// undefined CUDA symbol and one binary serves both.  (A weak reference stays null even on CUDA torch: the linker drops the
-// library it came from.)
+// The stream torch launches on.  aoti_torch_get_current_cuda_stream lives in libtorch_cuda.so, which a CPU build of
+// torch does not have; it is looked up in the copy torch has already loaded (RTLD_NOLOAD loads none), so that this
+// library has no undefined CUDA symbol and one binary serves both.  (A weak reference stays null even on CUDA torch:
+// the linker drops the library it came from.)
 bool torch_has_cuda();
 void* current_cuda_stream(int32_t device);
 

@@ -18,12 +18,11 @@ from torch import Tensor
 from presto_kernels import _library
 
 BACKENDS = ("reference", "triton", "cuda", "cpu")
-ATTENTION_BACKENDS = (*BACKENDS, "sdpa", "flash")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What :func:`explain` answers: the implementation, the reason, and the device it was measured on (None: nowhere)."""
+    """What :func:`explain` answers: the implementation, the reason, the device it was measured on (None: nowhere)."""
 
     backend: str
     reason: str
@@ -61,7 +60,6 @@ TRITON_INTERPRETS = TRITON_INSTALLED and os.environ.get("TRITON_INTERPRET", "").
 
 _OPS: dict[str, Op] = {}
 _forced: str | None = None
-_forced_attention: str | None = None
 
 
 def register(op: Op) -> None:
@@ -128,27 +126,21 @@ def _forced_choice(op: Op, tensors: tuple[Tensor | None, ...]) -> str:
 
 
 @contextlib.contextmanager
-def use_backend(name: str | None = None, *, attention: str | None = None) -> Iterator[None]:
+def use_backend(name: str | None = None) -> Iterator[None]:
     """Force an implementation inside a ``with`` block.
 
-    ``name``: "reference", "triton", "cuda", "cpu", or None for ``auto``.  ``attention``: the same for attention alone,
-    also "sdpa" and "flash"; None leaves it to ``name``.  An op that has no such implementation, or a call that it cannot
-    honour, raises ``ValueError``.  A backward runs on the implementation of its forward.  The state is the process's,
-    not the thread's: a context variable would break ``torch.compile(fullgraph=True)``.
+    ``name``: "reference", "triton", "cuda", "cpu", or None for ``auto``.  An op that has no such implementation, or a
+    call that it cannot honour, raises ``ValueError``.  A backward runs on the implementation of its forward.  The state
+    is the process's, not the thread's: a context variable would break ``torch.compile(fullgraph=True)``.
     """
-    global _forced, _forced_attention
+    global _forced
     if name not in (None, *BACKENDS):
         raise ValueError(f"name: {name!r} is no backend; choose from {', '.join(BACKENDS)} or None")
-    if attention not in (None, *ATTENTION_BACKENDS):
-        raise ValueError(
-            f"attention: {attention!r} is no backend; choose from {', '.join(ATTENTION_BACKENDS)} or None"
-        )
-    before = _forced, _forced_attention
-    _forced, _forced_attention = name, attention
+    before, _forced = _forced, name
     try:
         yield
     finally:
-        _forced, _forced_attention = before
+        _forced = before
 
 
 def available_backends() -> dict[str, tuple[str, ...]]:
@@ -176,9 +168,7 @@ def explain(op_name: str, *args: object, **kwargs: object) -> Choice:
     order = _ORDER.get(x.device.type)
     if order is None:
         return Choice(backend, f"only the reference runs on {x.device.type} tensors")
-    passed_over = [
-        f"{b}: {_refusal(op, b, tensors)}" for b in order[: order.index(backend)] if b in op.backends
-    ]
+    passed_over = [f"{b}: {_refusal(op, b, tensors)}" for b in order[: order.index(backend)] if b in op.backends]
     if passed_over:
         return Choice(backend, "; ".join(passed_over))
     reason, measured_on = _MEASURED[x.device.type]

@@ -1,4 +1,4 @@
-"""``python -m presto_kernels.env_report``: what is there, what is missing, and how to get it.  ``--json`` for machines."""
+"""``python -m presto_kernels.env_report``: what is there, what is missing, how to get it.  ``--json`` for machines."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def _gpu() -> Item:
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         return Item("GPU", ", ".join(names))
     if torch.version.cuda:
-        return Item("GPU", f"torch has CUDA {torch.version.cuda}, but sees no device", "check the driver with nvidia-smi")
+        return Item(
+            "GPU", f"torch has CUDA {torch.version.cuda}, but sees no device", "check the driver with nvidia-smi"
+        )
     return Item("GPU", "this torch has no CUDA", "pip install a CUDA build of torch; the CPU path works as it is")
 
 
@@ -57,7 +59,9 @@ def _libraries() -> list[Item]:
     build = "pip install --force-reinstall --no-deps . (from a checkout, with a C++ compiler)"
     if not _library.loaded:
         compiler = shutil.which("g++") or shutil.which("c++")
-        return [Item("compiled library", f"none: {_library.error}", build if compiler else f"install g++, then {build}")]
+        return [
+            Item("compiled library", f"none: {_library.error}", build if compiler else f"install g++, then {build}")
+        ]
     items = [Item("CPU kernels", _library.instruction_set)]
     if not _library.has_cpu_kernels:
         items = [Item("CPU kernels", "none for this processor", "x86-64 with AVX2 or AVX-512 is what they need")]
@@ -66,7 +70,9 @@ def _libraries() -> list[Item]:
         items.append(Item("CUDA kernels", "built in for sm_80, sm_90a, sm_100 and PTX" + launches))
     else:
         nvcc = shutil.which("nvcc")
-        items.append(Item("CUDA kernels", "not built in", build if nvcc else f"put CUDA's nvcc on the PATH, then {build}"))
+        items.append(
+            Item("CUDA kernels", "not built in", build if nvcc else f"put CUDA's nvcc on the PATH, then {build}")
+        )
     return items
 
 

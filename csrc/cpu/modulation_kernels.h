@@ -1,9 +1,9 @@
 // The AdaLN family on the CPU, for one instruction set; the formulas stand in modulation.h.
 //
-// A row is read once from memory and then lives in L1: pass 1 forms x', stores it rounded and sums what it stored, pass 2
-// sums the squared distance from the mean, pass 3 writes h.  The modulation of a sample is folded once into
-// h = y * factor + addend.  bf16 rounds in hardware where the processor can (avx512bf16).
-// Bytes: forward (2 + 2 with a branch) rows, backward (3 to 6) rows, plus the modulation once per sample.
+// A row is read once from memory and then lives in L1: pass 1 forms x', stores it rounded and sums what it stored, pass
+// 2 sums the squared distance from the mean, pass 3 writes h.  The modulation of a sample is folded once into h = y *
+// factor + addend.  bf16 rounds in hardware where the processor can (avx512bf16). Bytes: forward (2 + 2 with a branch)
+// rows, backward (3 to 6) rows, plus the modulation once per sample.
 #pragma once
 #include "modulation.h"
 #include "simd.h"
@@ -43,7 +43,8 @@ inline void with_type(DType dtype, F&& f) {
 
 // out = a row as fp32, or `otherwise` where it is not given
 inline void to_float(const Rows& rows, int64_t b, int64_t n, int64_t d, float otherwise, float* out) {
-  if (rows.data == nullptr) return sweep(d, [&](int64_t i, int, auto w) PRESTO_INLINE { store(out + i, splat(otherwise), w); });
+  if (rows.data == nullptr)
+    return sweep(d, [&](int64_t i, int, auto w) PRESTO_INLINE { store(out + i, splat(otherwise), w); });
   with_type(rows.dtype, [&](auto type) {
     const auto* in = row<decltype(type)>(rows, b, n);
     sweep(d, [&](int64_t i, int, auto w) PRESTO_INLINE { store(out + i, load(in + i, w), w); });
@@ -58,7 +59,9 @@ inline float gate_slope(GateFn fn, float gate) {
   return -s * (1.f - s);
 }
 
-inline bool any_per_token(const SeamInputs& in) { return in.gate.per_token || in.scale.per_token || in.shift.per_token; }
+inline bool any_per_token(const SeamInputs& in) {
+  return in.gate.per_token || in.scale.per_token || in.shift.per_token;
+}
 
 // The modulation of one row, folded: h = y * factor + addend, and g(gate).  Prepared anew only where it changes.
 class RowModulation {
@@ -176,8 +179,8 @@ void forward_rows(const SeamForward& args, int64_t first, int64_t last) {
 
 // ---- backward --------------------------------------------------------------------------------------------------
 // Rows are cut into chunks of kChunkRows rows of one sample, whatever the number of threads.  A chunk keeps up to five
-// column sums in the workspace; columns are added up chunk by chunk afterwards.  64 rows: at 1379 tokens 22 chunks a sample
-// share the work, and the sums of a chunk are 0.3 % of the bytes it reads.
+// column sums in the workspace; columns are added up chunk by chunk afterwards.  64 rows: at 1379 tokens 22 chunks a
+// sample share the work, and the sums of a chunk are 0.3 % of the bytes it reads.
 constexpr int64_t kChunkRows = 64;
 
 // The column sums a call needs.  With a scale shared by the tokens, weight and bias follow from the first two.
@@ -194,7 +197,8 @@ struct Wanted {
         scaled_columns(a.grad_h.data && (a.dweight || a.dbias) && a.scale.per_token) {}
 };
 
-// Gradients of per-token modulation: one row each, no sum.  `dx` is unrounded, `y` and `grad_h` are null without a norm.
+// Gradients of per-token modulation: one row each, no sum.  `dx` is unrounded, `y` and `grad_h` are null without a
+// norm.
 inline void per_token_gradients(const SeamBackward& a, int64_t b, int64_t n, const float* grad_h, const float* y,
                                 const float* dx, float* columns) {
   const int64_t d = a.dim, r = b * a.tokens + n;
@@ -300,7 +304,8 @@ void backward_chunks(const SeamBackward& a, int64_t first_chunk, int64_t last_ch
   }
 }
 
-// Columns [first, last) of the gradients that are summed over the tokens, a block at a time so that the sums stay in L1.
+// Columns [first, last) of the gradients that are summed over the tokens, a block at a time so that the sums stay in
+// L1.
 inline void backward_columns(const SeamBackward& a, int64_t first, int64_t last) {
   constexpr int64_t kBlock = 512;
   const int64_t d = a.dim, per_sample = chunks_per_sample(a);
@@ -346,7 +351,8 @@ inline void backward_columns(const SeamBackward& a, int64_t first, int64_t last)
         to_float(Rows{}, 0, 0, width, 0.f, sum);
         for (int64_t c = b * per_sample; used[k] && c < (b + 1) * per_sample; ++c) {
           const float* chunk = a.workspace + (c * kColumns + k) * d + at;
-          sweep(width, [&](int64_t i, int, auto w) PRESTO_INLINE { store(sum + i, load(sum + i, w) + load(chunk + i, w), w); });
+          sweep(width, [&](int64_t i, int, auto w)
+                           PRESTO_INLINE { store(sum + i, load(sum + i, w) + load(chunk + i, w), w); });
         }
       }
       const float *grad = sums.row(kGrad), *grad_y = sums.row(kGradY), *gated = sums.row(kGate);

@@ -40,9 +40,9 @@ inline Vec keep(Vec a, First f) { return _mm512_maskz_mov_ps(mask(f), a); }
 
 // Each word straight to the upper half of its lane: one shuffle where widening and shifting are two instructions.
 inline Vec widen(__m256i half, bf16) {
-  const __m512i lane = _mm512_setr_epi32(0x00000000, 0x00010001, 0x00020002, 0x00030003, 0x00040004, 0x00050005, 0x00060006,
-                                         0x00070007, 0x00080008, 0x00090009, 0x000a000a, 0x000b000b, 0x000c000c, 0x000d000d,
-                                         0x000e000e, 0x000f000f);
+  const __m512i lane =
+      _mm512_setr_epi32(0x00000000, 0x00010001, 0x00020002, 0x00030003, 0x00040004, 0x00050005, 0x00060006, 0x00070007,
+                        0x00080008, 0x00090009, 0x000a000a, 0x000b000b, 0x000c000c, 0x000d000d, 0x000e000e, 0x000f000f);
   return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, lane, _mm512_castsi256_si512(half)));
 }
 inline Vec widen(__m256i half, f16) { return _mm512_cvtph_ps(half); }
@@ -152,10 +152,10 @@ struct Sum {
 };
 
 // ---- two vectors at a time ---------------------------------------------------------------------------------------
-// 2 * kLanes neighbours as two vectors.  In natural order a holds the first half and b the second.  bf16 on AVX-512 has a
-// cheaper order, a the even elements and b the odd ones: they come apart with a shift and a mask, where natural order
-// takes a shuffle each, and shuffles have one port.  Row sums do not care; what is kept as fp32 beside them (modulation)
-// is put in the same order once.
+// 2 * kLanes neighbours as two vectors.  In natural order a holds the first half and b the second.  bf16 on AVX-512 has
+// a cheaper order, a the even elements and b the odd ones: they come apart with a shift and a mask, where natural order
+// takes a shuffle each, and shuffles have one port.  Row sums do not care; what is kept as fp32 beside them
+// (modulation) is put in the same order once.
 constexpr int64_t kPair = 2 * kLanes;
 struct Pair {
   Vec a, b;

@@ -28,8 +28,9 @@ _ROWWISE = ("x", "branch")
 
 @dataclass(frozen=True)
 class Case:
-    """One call.  ``layout`` of a modulation: "D", "1D", "BD", "B1D", "1ND", "BND", "chunk" (a chunk() view of [B, 6D]) or
-    None (not given); ``x_layout``: "plain", "permuted" (a transposed view) or "sliced" (every other row of a longer one)."""
+    """One call.  A modulation is laid out as "D", "1D", "BD", "B1D", "1ND", "BND", "chunk" (a chunk() view of [B, 6D]),
+    or None (not given); x as "plain", "permuted" (a transposed view) or "sliced" (every other row of a longer one).
+    """
 
     op: str
     batch: int = 2
@@ -132,8 +133,8 @@ def plain(case: Case, inputs: dict[str, Tensor | None]) -> tuple[Tensor, ...]:
 
 
 def oracle(case: Case, inputs: dict[str, Tensor | None], stored: Tensor | None) -> tuple[Tensor, ...]:
-    """The formula in float64.  ``stored`` is the x' that the judged implementation wrote: h is defined on it, and rounding
-    passes gradients through unchanged."""
+    """The formula in float64.  ``stored`` is the x' that the judged implementation wrote: h is defined on it, and
+    rounding passes gradients through unchanged."""
     t = inputs
     x = t["x"]
     assert x is not None
@@ -212,7 +213,7 @@ def judge(
 
 
 def cases(dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)) -> list[Case]:
-    """The shapes that hurt, for every op: N = 1, odd lengths, tails, D = 1000, views, mixed dtypes, absent arguments."""
+    """Shapes that hurt, for every op: N = 1, odd lengths, tails, D = 1000, views, mixed dtypes, absent arguments."""
     made = []
     for op in OPS:
         for dtype in dtypes:

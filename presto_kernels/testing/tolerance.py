@@ -4,9 +4,9 @@ An implementation may err at most twice as much as ordinary PyTorch does in the 
 
     max|y - oracle| <= 2 max|plain - oracle| + 2 eps(dtype) max|oracle|
 
-and the same with the root mean square in place of the maximum; for row-wise results also row by row.  ``oracle`` is the
-float64 formula on the inputs as rounded to the test's dtypes, ``plain`` what a PyTorch user would write.  The idea (twice the
-same-dtype error and a band of ulps, against float64) is attention-gym's.
+and the same with the root mean square in place of the maximum; for row-wise results also row by row.  ``oracle`` is
+the float64 formula on the inputs as rounded to the test's dtypes, ``plain`` what a PyTorch user would write.  The idea
+(twice the same-dtype error and a band of ulps, against float64) is attention-gym's.
 """
 
 from __future__ import annotations
@@ -62,9 +62,7 @@ def within(name: str, y: Tensor, oracle: Tensor, plain: Tensor, *, rowwise: bool
     }
     if rowwise and y.dim() > 1:
         measures["row"] = lambda t: t.flatten(0, -2).amax(-1)
-    outcomes = [
-        _judge(name, measure, of(error), of(plain_error), of(size), eps) for measure, of in measures.items()
-    ]
+    outcomes = [_judge(name, measure, of(error), of(plain_error), of(size), eps) for measure, of in measures.items()]
     return max(outcomes, key=lambda outcome: outcome.ratio)
 
 

@@ -27,7 +27,9 @@ pathlib.Path.glob = lambda self, pattern, **more: iter(()) if pattern.startswith
 
 
 def python(code: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
 
 
 def test_cold_import_with_triton_and_the_library_hidden_and_the_reference_used():

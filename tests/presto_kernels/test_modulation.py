@@ -263,9 +263,7 @@ def test_transforms_are_refused_by_name(op):
 @pytest.mark.skipif("cpu" not in backends(), reason="the compiled CPU kernels are not here")
 def test_gradients_are_first_order_only():
     x = torch.randn(1, 3, 8, requires_grad=True)
-    (gradient,) = torch.autograd.grad(
-        presto_kernels.adaln_modulate(x, None, None).square().sum(), x, create_graph=True
-    )
+    (gradient,) = torch.autograd.grad(presto_kernels.adaln_modulate(x, None, None).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
 

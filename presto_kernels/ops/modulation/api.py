@@ -34,8 +34,8 @@ def adaln_modulate(
 
     Args:
         x: ``[B, N, D]``, float32, bfloat16, float16, or float64 (reference only); any layout.
-        scale, shift: each ``[D]``, ``[B|1, D]`` (a row per sample) or ``[B|1, 1|N, D]``, any strides, any of the dtypes, or
-            None (0).
+        scale, shift: each ``[D]``, ``[B|1, D]`` (a row per sample) or ``[B|1, 1|N, D]``, any strides, any of the
+            dtypes, or None (0).
         weight, bias: the norm's own, shared by the tokens: ``[D]``, ``[B|1, D]`` or ``[B|1, 1, D]``, or None (1, 0).
             ``weight`` multiplies as it is (not 1 + weight).
 
@@ -127,7 +127,7 @@ def _seam(backend, norm, gate_fn, eps, x, branch, gate, scale, shift, weight, bi
 
 
 def _per_sample(modulation: Tensor | None, x: Tensor) -> Tensor | None:
-    """[1, N, D] -> [B, N, D] without a copy: kernels write gradients by token only where no other sample shares them."""
+    """[1, N, D] -> [B, N, D] without a copy: kernels write gradients by token only where no sample shares them."""
     if modulation is None or modulation.dim() < 3 or modulation.shape[1] == 1:
         return modulation
     return modulation.expand(x.shape[0], -1, -1)

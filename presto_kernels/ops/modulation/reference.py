@@ -1,4 +1,4 @@
-"""The AdaLN family in plain PyTorch: what every other implementation is measured against, and what runs when there is none.
+"""The AdaLN family in plain PyTorch: what the others are measured against, and what runs when there is no other.
 
     x'   = x + g(gate) * branch                      rounded to x's dtype
     h    = (norm(x') * weight + bias) * (1 + scale) + shift        norm taken of x' as stored

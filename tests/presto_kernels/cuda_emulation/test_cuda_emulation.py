@@ -52,7 +52,8 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 @dataclass(frozen=True)
 class Case:
     """One call. A modulation is given by its layout, any of "D", "1D", "BD", "B1D", "BND", "1ND", or None (not given);
-    ``pad`` is the number of elements between the rows of each tensor, ``skew`` the element at which it starts."""
+    ``pad`` is the number of elements between the rows of each tensor, or of ``padded`` alone, and ``skew`` the element
+    at which it starts."""
 
     batch: int = 2
     tokens: int = 5
@@ -70,6 +71,7 @@ class Case:
     bias: str | None = None
     pad: int = 0
     skew: int = 0
+    padded: str | None = None
     grad_x: bool = True
     grad_h: bool = True
     wanted: tuple[str, ...] = ("x", "branch", *MODULATIONS)
@@ -97,6 +99,10 @@ def strided(values: Tensor, pad: int, skew: int) -> Tensor:
     return view
 
 
+def place(case: Case, name: str, values: Tensor) -> Tensor:
+    return strided(values, case.pad, case.skew) if case.padded in (None, name) else strided(values, 0, 0)
+
+
 def first_aligned(buffer: Tensor) -> int:
     """The first element from the 16th on that lies on a 16-byte boundary."""
     return 16 + -(buffer.data_ptr() // buffer.element_size()) % (16 // buffer.element_size())
@@ -110,20 +116,20 @@ def shape_of(case: Case, layout: str) -> tuple[int, ...]:
 def make_inputs(case: Case, seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
 
-    def draw(*shape: int, dtype: torch.dtype, mean: float = 0.0) -> Tensor:
-        return strided((torch.randn(*shape, generator=generator) + mean).to(dtype), case.pad, case.skew)
+    def draw(name: str, *shape: int, dtype: torch.dtype, mean: float = 0.0) -> None:
+        inputs[name] = place(case, name, (torch.randn(*shape, generator=generator) + mean).to(dtype))
 
+    inputs: dict[str, Tensor] = {}
     rows = (case.batch, case.tokens, case.dim)
-    inputs = {"x": draw(*rows, dtype=case.dtype, mean=case.mean)}
+    draw("x", *rows, dtype=case.dtype, mean=case.mean)
     if case.with_branch:
-        inputs["branch"] = draw(*rows, dtype=case.branch_dtype or case.dtype)
+        draw("branch", *rows, dtype=case.branch_dtype or case.dtype)
     for name in MODULATIONS:
         if (layout := getattr(case, name)) is not None and (name != "gate" or case.with_branch):
-            inputs[name] = draw(*shape_of(case, layout), dtype=case.modulation_dtype or case.dtype)
-    if case.grad_x:
-        inputs["grad_x"] = draw(*rows, dtype=case.dtype)
-    if case.grad_h:
-        inputs["grad_h"] = draw(*rows, dtype=case.dtype)
+            draw(name, *shape_of(case, layout), dtype=case.modulation_dtype or case.dtype)
+    for name in ("grad_x", "grad_h"):
+        if getattr(case, name):
+            draw(name, *rows, dtype=case.dtype)
     return inputs
 
 
@@ -191,7 +197,7 @@ def emulate_backward(
     library: ctypes.CDLL, case: Case, inputs: dict[str, Tensor], x_new: Tensor, stats: Tensor, order: int = 0
 ) -> Run:
     library.set_order(order)
-    given = dict(inputs, x=strided(x_new, case.pad, case.skew))
+    given = dict(inputs, x=place(case, "x", x_new))
     outputs: dict[str, Output | None] = {}
     for name in ("x", "branch", *MODULATIONS):
         there = name in inputs and name in case.wanted
@@ -395,6 +401,16 @@ def test_strides_and_alignment(library, dtype, pad, skew):
         vector = 16 // dtype.itemsize
         fast = not given and pad % vector == 0 and skew % vector == 0
         assert rows_path(forward, backward) == (fast, fast)
+
+
+@pytest.mark.parametrize("tokens", [3, 4])
+@pytest.mark.parametrize("who", ["x", "branch", *MODULATIONS, "grad_x", "grad_h"])
+def test_one_tensor_out_of_line(library, who, tokens):
+    """Every tensor can send a call to the kernels for any alignment: 3 rows of 49 put the next sample off the 16 bytes,
+    4 rows only each other."""
+    case = Case(batch=2, tokens=tokens, dim=48, pad=1, padded=who, weight="BD", bias="BD")
+    forward, backward = check(library, case)
+    assert rows_path(forward, backward) == (who.startswith("grad"), False)
 
 
 @pytest.mark.parametrize("modulation_dtype", [F32, F16])
