@@ -17,18 +17,18 @@ void with_types(DType x, const Rows& branch, F&& f) {
   });
 }
 
-void forward(const SeamForward& args, int64_t first, int64_t last) {
+void run_forward(const SeamForward& args, int64_t first, int64_t last) {
   with_types(args.x.dtype, args.branch,
-             [&](auto t, auto branch) { forward_rows<decltype(t), decltype(branch)>(args, first, last); });
+             [&](auto t, auto branch) { forward<decltype(t), decltype(branch)>(args, first, last); });
 }
 
-void backward(const SeamBackward& args, int64_t first, int64_t last) {
+void run_backward(const SeamBackward& args, int64_t first, int64_t last) {
   with_types(args.x.dtype, args.branch,
              [&](auto t, auto branch) { backward_chunks<decltype(t), decltype(branch)>(args, first, last); });
 }
 
 }  // namespace
 
-extern const SeamKernels kSeamKernels = {forward, backward, backward_columns, kChunkRows, kColumns};
+extern const SeamKernels kSeamKernels = {run_forward, run_backward, backward_columns, kChunkRows, kColumns};
 
 }  // namespace presto::cpu::PRESTO_ISA

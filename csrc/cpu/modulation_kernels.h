@@ -105,33 +105,40 @@ class RowModulation {
 };
 
 // kRows rows of one sample side by side: each waits for its own sums, so the others' work fills the gaps, and the
-// modulation is loaded once for all.
-template <int kRows, class T, class Branch>
-inline void forward_block(const SeamForward& args, int64_t r, RowModulation& modulation) {
+// modulation is loaded once for all.  With kStream x' is kept in `line` for the norm and then streamed out.
+template <int kRows, bool kStream, class T, class Branch>
+inline void forward_block(const SeamForward& args, int64_t r, RowModulation& modulation, T* line) {
   using Order = typename OrderOf<T, Branch>::Type;
+  const bool norm = args.norm != Norm::None;
   const int64_t d = args.dim, b = r / args.tokens, n = r % args.tokens;
   const T* x[kRows];
   PairSum total[kRows];
   for (int k = 0; k < kRows; ++k) x[k] = row<T>(args.x, b, n + k);
-  if (args.branch.data) {
+  T* x_new = args.branch.data ? static_cast<T*>(args.x_new) + r * d : nullptr;
+  if (x_new) {
     const float* gate = modulation.gate();
-    T* x_new = static_cast<T*>(args.x_new) + r * d;
     const Branch* branch[kRows];
     for (int k = 0; k < kRows; ++k) branch[k] = row<Branch>(args.branch, b, n + k);
+    const auto sum = [&](int64_t i, int k, Pair g, auto w) PRESTO_INLINE {
+      return fma(g, load_pair(branch[k] + i, w, Order{}), load_pair(x[k] + i, w, Order{}));
+    };
+    if (!norm) {
+      return sweep_pairs(d, [&](int64_t i, int, auto w) PRESTO_INLINE {
+        const Pair g = load_pair(gate + i);
+        for (int k = 0; k < kRows; ++k) put_pair<kStream>(x_new + k * d + i, sum(i, k, g, w), w, Order{});
+      });
+    }
+    T* kept = kStream ? line : x_new;
     sweep_pairs(d, [&](int64_t i, int j, auto w) PRESTO_INLINE {
       const Pair g = load_pair(gate + i);
-      for (int k = 0; k < kRows; ++k) {
-        const Pair v = fma(g, load_pair(branch[k] + i, w, Order{}), load_pair(x[k] + i, w, Order{}));
-        total[k].add(j, store_pair(x_new + k * d + i, v, w, Order{}));
-      }
+      for (int k = 0; k < kRows; ++k) total[k].add(j, store_pair(kept + k * d + i, sum(i, k, g, w), w, Order{}));
     });
-    for (int k = 0; k < kRows; ++k) x[k] = x_new + k * d;
+    for (int k = 0; k < kRows; ++k) x[k] = kept + k * d;
   } else {
     sweep_pairs(d, [&](int64_t i, int j, auto w) PRESTO_INLINE {
       for (int k = 0; k < kRows; ++k) total[k].add(j, load_pair(x[k] + i, w, Order{}));
     });
   }
-  if (args.norm == Norm::None) return;
 
   const float inverse_d = 1.f / static_cast<float>(d);
   float mean[kRows];
@@ -155,25 +162,46 @@ inline void forward_block(const SeamForward& args, int64_t r, RowModulation& mod
     const Pair f = load_pair(factor + i), a = load_pair(addend + i);
     for (int k = 0; k < kRows; ++k) {
       const Pair y = (load_pair(x[k] + i, w, Order{}) - splat_pair(mean[k])) * splat_pair(rstd[k]);
-      store_pair(h + k * d + i, fma(y, f, a), w, Order{});
+      put_pair<kStream>(h + k * d + i, fma(y, f, a), w, Order{});
     }
   });
+  if (kStream && x_new) stream_lines(x_new, line, kRows * d * static_cast<int64_t>(sizeof(T)));
 }
 
-template <class T, class Branch>
+template <bool kStream, class T, class Branch>
 void forward_rows(const SeamForward& args, int64_t first, int64_t last) {
   constexpr int kRows = 2;
   const typename OrderOf<T, Branch>::Type order{};
   RowModulation modulation(args, args);
+  Scratch lines(kRows, args.dim);
+  T* line = reinterpret_cast<T*>(lines.row(0));
   for (int64_t r = first; r < last;) {
     modulation.prepare(r / args.tokens, r % args.tokens, order);
     const bool together = r + kRows <= last && r % args.tokens + kRows <= args.tokens && !any_per_token(args);
     if (together) {
-      forward_block<kRows, T, Branch>(args, r, modulation);
+      forward_block<kRows, kStream, T, Branch>(args, r, modulation, line);
     } else {
-      forward_block<1, T, Branch>(args, r, modulation);
+      forward_block<1, kStream, T, Branch>(args, r, modulation, line);
     }
     r += together ? kRows : 1;
+  }
+  if (kStream) end_stream();
+}
+
+// Results of at least so many bytes are streamed: what reads them next will not find them in a core's own cache anyway.
+constexpr int64_t kStreamBytes = int64_t{4} << 20;
+
+template <class T, class Branch>
+void forward(const SeamForward& args, int64_t first, int64_t last) {
+  const int64_t row_bytes = args.dim * static_cast<int64_t>(sizeof(T));
+  const int64_t outputs = (args.x_new != nullptr) + (args.h != nullptr);
+  const auto whole_lines = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 64 == 0; };
+  const bool stream = outputs * args.batch * args.tokens * row_bytes >= kStreamBytes && args.dim % kPair == 0 &&
+                      row_bytes % 64 == 0 && whole_lines(args.x_new) && whole_lines(args.h);
+  if (stream) {
+    forward_rows<true, T, Branch>(args, first, last);
+  } else {
+    forward_rows<false, T, Branch>(args, first, last);
   }
 }
 

@@ -262,6 +262,44 @@ struct OrderOf {
 };
 #endif
 
+// ---- past the cache ----------------------------------------------------------------------------------------------
+// A streaming store writes memory without reading the line first, which an ordinary store does: a third of the traffic of
+// a copy.  The line does not stay in the cache.  Addresses are multiples of 64 bytes.
+#if defined(__AVX512F__)
+inline void stream(float* p, Vec v) { _mm512_stream_ps(p, v); }
+inline void stream_half(void* p, __m256i v) { _mm256_stream_si256(static_cast<__m256i*>(p), v); }
+inline void stream_pair(bf16* p, Pair v, EvenOdd) { _mm512_stream_si512(reinterpret_cast<__m512i*>(p), join(v)); }
+#else
+inline void stream(float* p, Vec v) { _mm256_stream_ps(p, v); }
+inline void stream_half(void* p, __m128i v) { _mm_stream_si128(static_cast<__m128i*>(p), v); }
+#endif
+template <class T>
+inline void stream(T* p, Vec v) {
+  stream_half(p, narrow(v, T{}));
+}
+template <class T>
+inline void stream_pair(T* p, Pair v, Natural) {
+  stream(p, v.a);
+  stream(p + kLanes, v.b);
+}
+// Whole lines from the cache to memory.
+inline void stream_lines(void* to, const void* from, int64_t bytes) {
+  auto* out = static_cast<float*>(to);
+  const auto* in = static_cast<const float*>(from);
+  for (int64_t i = 0; i < bytes / 4; i += kLanes) stream(out + i, load(in + i, All{}));
+}
+// Streamed lines are ordered before what other threads see next.
+inline void end_stream() { _mm_sfence(); }
+
+template <bool kStream, class T, class Width, class Order>
+inline void put_pair(T* p, Pair v, Width w, Order order) {
+  if constexpr (kStream) {
+    stream_pair(p, v, order);  // rows are whole lines, so there is no tail
+  } else {
+    store_pair(p, v, w, order);
+  }
+}
+
 // body(i, chain, width) over [0, d), a pair at a time, two pairs in flight.
 template <class Body>
 inline PRESTO_INLINE void sweep_pairs(int64_t d, Body&& body) {

@@ -7,19 +7,22 @@
 //   dweight = sum grad_h * y * (1 + scale)                             dbias  = sum grad_h * (1 + scale)
 //
 // All arithmetic and all sums are fp32; dx is rounded to its dtype where it is stored, and only there; the others are
-// rounded once, at the end.  Without grad_h dx is grad_x.  Nothing is added atomically: the rows of a sample are cut
-// into chunks, as many as the shape and the number of multiprocessors ask for, a block sums each chunk's columns into
-// the workspace, and seam_backward_finish adds these in order. Bytes: grad_h, x', grad_x and branch read once, dx and
-// dbranch written once, 6 B N D elements in all; the chunks' sums are 8 D bytes per chunk and tensor.
+// rounded once, at the end.  Without grad_h dx is grad_x.
+//
+// Nothing is added atomically: the rows of a sample are cut into chunks, as many as the shape and the number of
+// multiprocessors ask for, a block sums each chunk's columns into the workspace, and seam_backward_finish adds these in
+// order.
+//
+// Bytes: grad_h, x', grad_x and branch read once, dx and dbranch written once, 6 B N D elements in all; the chunks'
+// sums are 8 D bytes per chunk and modulation (written and read).
 //
 // seam_backward_rows: one block per chunk, G groups of threads that take a row each; a thread owns 16 bytes of a row
-// and
-//   its columns' sums, and loads the group's next row before it works on the present one.  Limits: 16-byte aligned
-//   rows, D <= 512 vectors, no modulation by token, all of one dtype.
+// and its columns' sums, and loads the group's next row before it works on the present one.  Limits: 16-byte aligned
+// rows, D <= 512 vectors (384 with an fp32 branch beside a 16-bit x), no modulation by token, all of one dtype.
+//
 // seam_backward_means and seam_backward_columns: the same in two passes, first mean(dy) and mean(dy * y) of every row,
-//   then the rest, a block owning a tile of columns.  Any D, any alignment, any dtypes, modulation by token: its
-//   gradient is written row by row, or, where the samples share it, summed by a second launch whose blocks walk the
-//   samples.
+// then the rest, a block owning a tile of columns.  Any D, any alignment, any dtypes, modulation by token: its gradient
+// is written row by row, or, where the samples share it, summed by a second launch whose blocks walk the samples.
 #pragma once
 #include <array>
 

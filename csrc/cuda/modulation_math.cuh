@@ -1,6 +1,7 @@
 // The few formulas that the forward and the backward kernels share.  A product that is added to something is written as
 // fmaf, so that every kernel rounds alike whatever the compiler would have contracted.
 #pragma once
+#include <algorithm>
 #include <initializer_list>
 
 #include "modulation.h"
