@@ -24,7 +24,7 @@ void run_forward(const SeamForward& args, int64_t first, int64_t last) {
 
 void run_backward(const SeamBackward& args, int64_t first, int64_t last) {
   with_types(args.x.dtype, args.branch,
-             [&](auto t, auto branch) { backward_chunks<decltype(t), decltype(branch)>(args, first, last); });
+             [&](auto t, auto branch) { backward<decltype(t), decltype(branch)>(args, first, last); });
 }
 
 }  // namespace

@@ -15,16 +15,20 @@ class Scratch {
  public:
   explicit Scratch(int64_t rows, int64_t d)
       : stride_((d + kPair - 1) / kPair * kPair),
-        data_(static_cast<float*>(_mm_malloc(rows * stride_ * sizeof(float), 64))) {
-    for (int64_t i = 0; i < rows * stride_; ++i) data_[i] = 0.f;
+        floats_(rows * stride_),
+        data_(static_cast<float*>(_mm_malloc(floats_ * sizeof(float), 64))) {
+    clear();
   }
   ~Scratch() { _mm_free(data_); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
   float* row(int64_t i) { return data_ + i * stride_; }
+  void clear() {
+    for (int64_t i = 0; i < floats_; ++i) data_[i] = 0.f;
+  }
 
  private:
-  int64_t stride_;
+  int64_t stride_, floats_;
   float* data_;
 };
 
@@ -57,6 +61,18 @@ inline float gate_slope(GateFn fn, float gate) {
   if (fn == GateFn::Identity) return 1.f;
   const float s = sigmoid_one_minus(gate);
   return -s * (1.f - s);
+}
+
+// A result of at least so many bytes is streamed: what reads it next does not find it in a core's own cache anyway.
+constexpr int64_t kStreamBytes = int64_t{2} << 20;
+
+// Whether a result [B, N, D] of T may be streamed: large enough, and its rows whole cache lines.  One that is not
+// wanted (null) is in nobody's way.
+template <class T>
+inline bool can_stream(const SeamShape& s, const void* result) {
+  const int64_t row_bytes = s.dim * static_cast<int64_t>(sizeof(T));
+  return result == nullptr || (s.batch * s.tokens * row_bytes >= kStreamBytes && s.dim % kPair == 0 &&
+                               row_bytes % 64 == 0 && reinterpret_cast<uintptr_t>(result) % 64 == 0);
 }
 
 inline bool any_per_token(const SeamInputs& in) {
@@ -104,101 +120,67 @@ class RowModulation {
   int64_t b_ = -1;
 };
 
-// kRows rows of one sample side by side: each waits for its own sums, so the others' work fills the gaps, and the
-// modulation is loaded once for all.  With kStream x' is kept in `line` for the norm and then streamed out.
-template <int kRows, bool kStream, class T, class Branch>
-inline void forward_block(const SeamForward& args, int64_t r, RowModulation& modulation, T* line) {
+// One row.  With kStream x' is kept in `line` for the norm and then streamed out.  (Two rows side by side share the
+// loads of the modulation and fill each other's waits, and were 1.7 times slower: rows 2 KB apart fall on the same
+// cache sets.)
+template <bool kStream, class T, class Branch>
+inline void forward_row(const SeamForward& args, int64_t r, RowModulation& modulation, T* line) {
   using Order = typename OrderOf<T, Branch>::Type;
-  const bool norm = args.norm != Norm::None;
+  const Order order{};
   const int64_t d = args.dim, b = r / args.tokens, n = r % args.tokens;
-  const T* x[kRows];
-  PairSum total[kRows];
-  for (int k = 0; k < kRows; ++k) x[k] = row<T>(args.x, b, n + k);
+  const T* x = row<T>(args.x, b, n);
   T* x_new = args.branch.data ? static_cast<T*>(args.x_new) + r * d : nullptr;
+  PairSum total;
   if (x_new) {
     const float* gate = modulation.gate();
-    const Branch* branch[kRows];
-    for (int k = 0; k < kRows; ++k) branch[k] = row<Branch>(args.branch, b, n + k);
-    const auto sum = [&](int64_t i, int k, Pair g, auto w) PRESTO_INLINE {
-      return fma(g, load_pair(branch[k] + i, w, Order{}), load_pair(x[k] + i, w, Order{}));
+    const Branch* branch = row<Branch>(args.branch, b, n);
+    const auto sum = [&](int64_t i, auto w) PRESTO_INLINE {
+      return fma(load_pair(gate + i), load_pair(branch + i, w, order), load_pair(x + i, w, order));
     };
-    if (!norm) {
-      return sweep_pairs(d, [&](int64_t i, int, auto w) PRESTO_INLINE {
-        const Pair g = load_pair(gate + i);
-        for (int k = 0; k < kRows; ++k) put_pair<kStream>(x_new + k * d + i, sum(i, k, g, w), w, Order{});
-      });
-    }
+    if (args.norm == Norm::None)
+      return sweep_pairs(
+          d, [&](int64_t i, int, auto w) PRESTO_INLINE { put_pair<kStream>(x_new + i, sum(i, w), w, order); });
     T* kept = kStream ? line : x_new;
-    sweep_pairs(d, [&](int64_t i, int j, auto w) PRESTO_INLINE {
-      const Pair g = load_pair(gate + i);
-      for (int k = 0; k < kRows; ++k) total[k].add(j, store_pair(kept + k * d + i, sum(i, k, g, w), w, Order{}));
-    });
-    for (int k = 0; k < kRows; ++k) x[k] = kept + k * d;
+    sweep_pairs(
+        d, [&](int64_t i, int j, auto w) PRESTO_INLINE { total.add(j, store_pair(kept + i, sum(i, w), w, order)); });
+    x = kept;
   } else {
-    sweep_pairs(d, [&](int64_t i, int j, auto w) PRESTO_INLINE {
-      for (int k = 0; k < kRows; ++k) total[k].add(j, load_pair(x[k] + i, w, Order{}));
-    });
+    sweep_pairs(d, [&](int64_t i, int j, auto w) PRESTO_INLINE { total.add(j, load_pair(x + i, w, order)); });
   }
 
   const float inverse_d = 1.f / static_cast<float>(d);
-  float mean[kRows];
-  PairSum squares[kRows];
-  for (int k = 0; k < kRows; ++k) mean[k] = args.norm == Norm::Layer ? total[k].total() * inverse_d : 0.f;
+  const float mean = args.norm == Norm::Layer ? total.total() * inverse_d : 0.f;
+  PairSum squares;
   sweep_pairs(d, [&](int64_t i, int j, auto w) PRESTO_INLINE {
-    for (int k = 0; k < kRows; ++k) {
-      const Pair v = keep(load_pair(x[k] + i, w, Order{}) - splat_pair(mean[k]), w, Order{});
-      squares[k].add_product(j, v, v);
-    }
+    const Pair v = keep(load_pair(x + i, w, order) - splat_pair(mean), w, order);
+    squares.add_product(j, v, v);
   });
-  float rstd[kRows];
-  T* h = static_cast<T*>(args.h) + r * d;
-  for (int k = 0; k < kRows; ++k) {
-    rstd[k] = 1.f / __builtin_sqrtf(squares[k].total() * inverse_d + args.eps);
-    args.stats[2 * (r + k)] = mean[k];
-    args.stats[2 * (r + k) + 1] = rstd[k];
-  }
+  const float rstd = 1.f / __builtin_sqrtf(squares.total() * inverse_d + args.eps);
   const float *factor = modulation.factor(), *addend = modulation.addend();
+  T* h = static_cast<T*>(args.h) + r * d;
   sweep_pairs(d, [&](int64_t i, int, auto w) PRESTO_INLINE {
-    const Pair f = load_pair(factor + i), a = load_pair(addend + i);
-    for (int k = 0; k < kRows; ++k) {
-      const Pair y = (load_pair(x[k] + i, w, Order{}) - splat_pair(mean[k])) * splat_pair(rstd[k]);
-      put_pair<kStream>(h + k * d + i, fma(y, f, a), w, Order{});
-    }
+    const Pair y = (load_pair(x + i, w, order) - splat_pair(mean)) * splat_pair(rstd);
+    put_pair<kStream>(h + i, fma(y, load_pair(factor + i), load_pair(addend + i)), w, order);
   });
-  if (kStream && x_new) stream_lines(x_new, line, kRows * d * static_cast<int64_t>(sizeof(T)));
+  if (kStream && x_new) stream_lines(x_new, line, d * static_cast<int64_t>(sizeof(T)));
+  args.stats[2 * r] = mean;
+  args.stats[2 * r + 1] = rstd;
 }
 
 template <bool kStream, class T, class Branch>
 void forward_rows(const SeamForward& args, int64_t first, int64_t last) {
-  constexpr int kRows = 2;
-  const typename OrderOf<T, Branch>::Type order{};
   RowModulation modulation(args, args);
-  Scratch lines(kRows, args.dim);
-  T* line = reinterpret_cast<T*>(lines.row(0));
-  for (int64_t r = first; r < last;) {
-    modulation.prepare(r / args.tokens, r % args.tokens, order);
-    const bool together = r + kRows <= last && r % args.tokens + kRows <= args.tokens && !any_per_token(args);
-    if (together) {
-      forward_block<kRows, kStream, T, Branch>(args, r, modulation, line);
-    } else {
-      forward_block<1, kStream, T, Branch>(args, r, modulation, line);
-    }
-    r += together ? kRows : 1;
+  Scratch line(1, args.dim);
+  for (int64_t r = first; r < last; ++r) {
+    modulation.prepare(r / args.tokens, r % args.tokens, typename OrderOf<T, Branch>::Type{});
+    forward_row<kStream, T, Branch>(args, r, modulation, reinterpret_cast<T*>(line.row(0)));
   }
   if (kStream) end_stream();
 }
 
-// Results of at least so many bytes are streamed: what reads them next will not find them in a core's own cache anyway.
-constexpr int64_t kStreamBytes = int64_t{4} << 20;
-
 template <class T, class Branch>
 void forward(const SeamForward& args, int64_t first, int64_t last) {
-  const int64_t row_bytes = args.dim * static_cast<int64_t>(sizeof(T));
-  const int64_t outputs = (args.x_new != nullptr) + (args.h != nullptr);
-  const auto whole_lines = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 64 == 0; };
-  const bool stream = outputs * args.batch * args.tokens * row_bytes >= kStreamBytes && args.dim % kPair == 0 &&
-                      row_bytes % 64 == 0 && whole_lines(args.x_new) && whole_lines(args.h);
-  if (stream) {
+  if (can_stream<T>(args, args.x_new) && can_stream<T>(args, args.h)) {
     forward_rows<true, T, Branch>(args, first, last);
   } else {
     forward_rows<false, T, Branch>(args, first, last);
@@ -228,7 +210,7 @@ struct Wanted {
 // Gradients of per-token modulation: one row each, no sum.  `dx` is unrounded, `y` and `grad_h` are null without a
 // norm.
 inline void per_token_gradients(const SeamBackward& a, int64_t b, int64_t n, const float* grad_h, const float* y,
-                                const float* dx, float* columns) {
+                                const float* dx, Scratch& columns) {
   const int64_t d = a.dim, r = b * a.tokens + n;
   Scratch scratch(3, d);
   float *t = scratch.row(0), *u = scratch.row(1), *v = scratch.row(2);
@@ -255,7 +237,7 @@ inline void per_token_gradients(const SeamBackward& a, int64_t b, int64_t n, con
   }
   if (a.dweight || a.dbias) {
     to_float(a.scale, b, n, d, 0.f, t);
-    float *scaled = columns + kScaledGrad * d, *scaled_y = columns + kScaledGradY * d;
+    float *scaled = columns.row(kScaledGrad), *scaled_y = columns.row(kScaledGradY);
     for (int64_t i = 0; i < d; ++i) {
       scaled[i] += grad_h[i] * (1.f + t[i]);
       scaled_y[i] += grad_h[i] * (1.f + t[i]) * y[i];
@@ -263,72 +245,92 @@ inline void per_token_gradients(const SeamBackward& a, int64_t b, int64_t n, con
   }
 }
 
-template <class T, class Branch>
+// `columns` are the chunk's sums so far, kColumns padded rows in `order`.
+template <bool kStream, class T, class Branch, class Order>
 void backward_row(const SeamBackward& a, int64_t b, int64_t n, const Wanted& wanted, RowModulation& modulation,
-                  Scratch& scratch, float* columns) {
+                  Scratch& scratch, Scratch& columns, Order order) {
   const int64_t d = a.dim, r = b * a.tokens + n;
   const bool norm = a.grad_h.data != nullptr, per_token = any_per_token(a);
   float *ys = scratch.row(0), *dys = scratch.row(1), *dxs = scratch.row(2);
-  Vec mean_dy = zero(), mean_dyy = zero(), rstd = zero();
+  Pair mean_dy = splat_pair(0.f), mean_dyy = mean_dy, rstd = mean_dy;
   if (norm) {
     const T *x = row<T>(a.x, b, n), *grad_h = row<T>(a.grad_h, b, n);
     const float* factor = modulation.factor();
-    const Vec mean = splat(a.stats[2 * r]);
-    rstd = splat(a.stats[2 * r + 1]);
-    Sum dy_sum, dyy_sum;
-    sweep(d, [&](int64_t i, int j, auto w) PRESTO_INLINE {
-      const Vec g = load(grad_h + i, w), y = keep((load(x + i, w) - mean) * rstd, w);
-      const Vec dy = g * load(factor + i, w);
-      store(ys + i, y, w);
-      store(dys + i, dy, w);
+    float *grad = columns.row(kGrad), *grad_y = columns.row(kGradY);
+    const Pair mean = splat_pair(a.stats[2 * r]);
+    rstd = splat_pair(a.stats[2 * r + 1]);
+    PairSum dy_sum, dyy_sum;
+    sweep_pairs(d, [&](int64_t i, int j, auto w) PRESTO_INLINE {
+      const Pair g = load_pair(grad_h + i, w, order), y = keep((load_pair(x + i, w, order) - mean) * rstd, w, order);
+      const Pair dy = g * load_pair(factor + i);
+      keep_pair(ys + i, y);
+      keep_pair(dys + i, dy);
       dy_sum.add(j, dy);
       dyy_sum.add_product(j, dy, y);
       if (wanted.grad_columns) {
-        float *grad = columns + kGrad * d + i, *grad_y = columns + kGradY * d + i;
-        store(grad, load(grad, w) + g, w);
-        store(grad_y, fma(g, y, load(grad_y, w)), w);
+        keep_pair(grad + i, load_pair(grad + i) + g);
+        keep_pair(grad_y + i, fma(g, y, load_pair(grad_y + i)));
       }
     });
     const float inverse_d = 1.f / static_cast<float>(d);
-    if (a.norm == Norm::Layer) mean_dy = splat(dy_sum.total() * inverse_d);
-    mean_dyy = splat(dyy_sum.total() * inverse_d);
+    if (a.norm == Norm::Layer) mean_dy = splat_pair(dy_sum.total() * inverse_d);
+    mean_dyy = splat_pair(dyy_sum.total() * inverse_d);
   }
   const T* grad_x = a.grad_x.data ? row<T>(a.grad_x, b, n) : nullptr;
   const Branch* branch = a.branch.data ? row<Branch>(a.branch, b, n) : nullptr;
   T* dx = a.dx ? static_cast<T*>(a.dx) + r * d : nullptr;
   Branch* dbranch = a.dbranch ? static_cast<Branch*>(a.dbranch) + r * d : nullptr;
   const float* gate = modulation.gate();
-  float* dgate = columns + kGate * d;
-  sweep(d, [&](int64_t i, int, auto w) PRESTO_INLINE {
-    Vec v = zero();
-    if (norm) v = (load(dys + i, w) - mean_dy - load(ys + i, w) * mean_dyy) * rstd;
-    if (grad_x) v += load(grad_x + i, w);
-    if (dx) store(dx + i, v, w);
-    if (dbranch) store(dbranch + i, v * load(gate + i, w), w);
-    if (wanted.gate_columns) store(dgate + i, fma(v, load(branch + i, w), load(dgate + i, w)), w);
-    if (per_token) store(dxs + i, v, w);
+  float* dgate = columns.row(kGate);
+  sweep_pairs(d, [&](int64_t i, int, auto w) PRESTO_INLINE {
+    Pair v = splat_pair(0.f);
+    if (norm) v = (load_pair(dys + i) - mean_dy - load_pair(ys + i) * mean_dyy) * rstd;
+    if (grad_x) v = v + load_pair(grad_x + i, w, order);
+    if (dx) put_pair<kStream>(dx + i, v, w, order);
+    if (dbranch) put_pair<kStream>(dbranch + i, v * load_pair(gate + i), w, order);
+    if (wanted.gate_columns) keep_pair(dgate + i, fma(v, load_pair(branch + i, w, order), load_pair(dgate + i)));
+    if (per_token) keep_pair(dxs + i, v);
   });
-  if (per_token) {
+  if (per_token) {  // in natural order, see backward()
     if (norm) to_float(a.grad_h, b, n, d, 0.f, dys);
     per_token_gradients(a, b, n, norm ? dys : nullptr, ys, dxs, columns);
   }
 }
 
-template <class T, class Branch>
-void backward_chunks(const SeamBackward& a, int64_t first_chunk, int64_t last_chunk) {
+template <bool kStream, class T, class Branch, class Order>
+void backward_chunks(const SeamBackward& a, int64_t first_chunk, int64_t last_chunk, Order order) {
   const int64_t per_sample = chunks_per_sample(a);
   const Wanted wanted(a);
   RowModulation modulation(a, a);
-  Scratch scratch(3, a.dim);
+  Scratch scratch(3, a.dim), columns(kColumns, a.dim);
   for (int64_t c = first_chunk; c < last_chunk; ++c) {
     const int64_t b = c / per_sample, begin = c % per_sample * kChunkRows;
     const int64_t end = begin + kChunkRows < a.tokens ? begin + kChunkRows : a.tokens;
-    float* columns = a.workspace + c * kColumns * a.dim;
-    for (int64_t i = 0; i < kColumns * a.dim; ++i) columns[i] = 0.f;
+    columns.clear();
     for (int64_t n = begin; n < end; ++n) {
-      modulation.prepare(b, n, Natural{});
-      backward_row<T, Branch>(a, b, n, wanted, modulation, scratch, columns);
+      modulation.prepare(b, n, order);
+      backward_row<kStream, T, Branch>(a, b, n, wanted, modulation, scratch, columns, order);
     }
+    for (int k = 0; k < kColumns; ++k) {
+      const float* sums = columns.row(k);
+      float* out = a.workspace + (c * kColumns + k) * a.dim;
+      put_back_in_order(columns.row(k), a.dim, order);
+      sweep(a.dim, [&](int64_t i, int, auto w) PRESTO_INLINE { store(out + i, load(sums + i, w), w); });
+    }
+  }
+  if (kStream) end_stream();
+}
+
+template <class T, class Branch>
+void backward(const SeamBackward& a, int64_t first_chunk, int64_t last_chunk) {
+  using Order = typename OrderOf<T, Branch>::Type;
+  const bool stream = can_stream<T>(a, a.dx) && can_stream<Branch>(a, a.dbranch);
+  if (any_per_token(a)) {
+    backward_chunks<false, T, Branch>(a, first_chunk, last_chunk, Natural{});
+  } else if (stream) {
+    backward_chunks<true, T, Branch>(a, first_chunk, last_chunk, Order{});
+  } else {
+    backward_chunks<false, T, Branch>(a, first_chunk, last_chunk, Order{});
   }
 }
 

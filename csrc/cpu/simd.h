@@ -164,6 +164,7 @@ struct Natural {};
 struct EvenOdd {};
 
 inline Pair splat_pair(float a) { return {splat(a), splat(a)}; }
+inline Pair operator+(Pair x, Pair y) { return {x.a + y.a, x.b + y.b}; }
 inline Pair operator-(Pair x, Pair y) { return {x.a - y.a, x.b - y.b}; }
 inline Pair operator*(Pair x, Pair y) { return {x.a * y.a, x.b * y.b}; }
 inline Pair fma(Pair x, Pair y, Pair z) { return {fma(x.a, y.a, z.a), fma(x.b, y.b, z.b)}; }
@@ -175,6 +176,10 @@ inline All second_half(All w) { return w; }
 
 // A pair of a row kept as fp32, padded to whole pairs and already in order.
 inline Pair load_pair(const float* p) { return {load(p, All{}), load(p + kLanes, All{})}; }
+inline void keep_pair(float* p, Pair v) {
+  store(p, v.a, All{});
+  store(p + kLanes, v.b, All{});
+}
 
 template <class T, class Width>
 inline Pair load_pair(const T* p, Width w, Natural) {
@@ -196,7 +201,9 @@ template <class Width>
 inline Pair keep(Pair v, Width w, Natural) {
   return {keep(v.a, first_half(w)), keep(v.b, second_half(w))};
 }
+// A row kept as fp32, from natural order into another, and back.
 inline void put_in_order(float*, int64_t, Natural) {}
+inline void put_back_in_order(float*, int64_t, Natural) {}
 
 #if defined(__AVX512F__)
 inline __m512i odd_words() { return _mm512_set1_epi32(static_cast<int>(0xffff0000u)); }
@@ -243,8 +250,15 @@ inline void put_in_order(float* row, int64_t d, EvenOdd) {
   const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
   for (int64_t i = 0; i < d; i += kPair) {
     const Pair v = load_pair(row + i);
-    store(row + i, _mm512_permutex2var_ps(v.a, even, v.b), All{});
-    store(row + i + kLanes, _mm512_permutex2var_ps(v.a, odd, v.b), All{});
+    keep_pair(row + i, {_mm512_permutex2var_ps(v.a, even, v.b), _mm512_permutex2var_ps(v.a, odd, v.b)});
+  }
+}
+inline void put_back_in_order(float* row, int64_t d, EvenOdd) {
+  const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+  for (int64_t i = 0; i < d; i += kPair) {
+    const Pair v = load_pair(row + i);
+    keep_pair(row + i, {_mm512_permutex2var_ps(v.a, first, v.b), _mm512_permutex2var_ps(v.a, second, v.b)});
   }
 }
 template <class T, class Other>
@@ -263,8 +277,8 @@ struct OrderOf {
 #endif
 
 // ---- past the cache ----------------------------------------------------------------------------------------------
-// A streaming store writes memory without reading the line first, which an ordinary store does: a third of the traffic of
-// a copy.  The line does not stay in the cache.  Addresses are multiples of 64 bytes.
+// A streaming store writes memory without reading the line first, which an ordinary store does: a third of the traffic
+// of a copy.  The line does not stay in the cache.  Addresses are multiples of 64 bytes.
 #if defined(__AVX512F__)
 inline void stream(float* p, Vec v) { _mm512_stream_ps(p, v); }
 inline void stream_half(void* p, __m256i v) { _mm256_stream_si256(static_cast<__m256i*>(p), v); }
