@@ -100,4 +100,4 @@ def rounds(label: str) -> Iterator[Callable[[float], None]]:
     )
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(label, total=1.0)
-        yield lambda share: progress.update(task, completed=share)
+        yield lambda share: progress.update(task, completed=min(share, 1.0))  # the last round may run over

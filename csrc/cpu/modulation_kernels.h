@@ -200,6 +200,7 @@ inline int64_t chunks_per_sample(const SeamShape& s) { return (s.tokens + kChunk
 
 struct Wanted {
   bool grad_columns, gate_columns, scaled_columns;
+  bool of(int column) const { return column == kGate ? gate_columns : column < kGate ? grad_columns : scaled_columns; }
   explicit Wanted(const SeamBackward& a)
       : grad_columns(a.grad_h.data && ((a.dscale && !a.scale.per_token) || (a.dshift && !a.shift.per_token) ||
                                        ((a.dweight || a.dbias) && !a.scale.per_token))),
@@ -312,6 +313,7 @@ void backward_chunks(const SeamBackward& a, int64_t first_chunk, int64_t last_ch
       backward_row<kStream, T, Branch>(a, b, n, wanted, modulation, scratch, columns, order);
     }
     for (int k = 0; k < kColumns; ++k) {
+      if (!wanted.of(k)) continue;
       const float* sums = columns.row(k);
       float* out = a.workspace + (c * kColumns + k) * a.dim;
       put_back_in_order(columns.row(k), a.dim, order);
@@ -340,8 +342,6 @@ inline void backward_columns(const SeamBackward& a, int64_t first, int64_t last)
   constexpr int64_t kBlock = 512;
   const int64_t d = a.dim, per_sample = chunks_per_sample(a);
   const Wanted wanted(a);
-  const bool used[kColumns] = {wanted.grad_columns, wanted.grad_columns, wanted.gate_columns, wanted.scaled_columns,
-                               wanted.scaled_columns};
   struct Gradient {
     const Modulation& of;
     void* out;
@@ -379,7 +379,7 @@ inline void backward_columns(const SeamBackward& a, int64_t first, int64_t last)
       for (int k = 0; k < kColumns; ++k) {
         float* sum = sums.row(k);
         to_float(Rows{}, 0, 0, width, 0.f, sum);
-        for (int64_t c = b * per_sample; used[k] && c < (b + 1) * per_sample; ++c) {
+        for (int64_t c = b * per_sample; wanted.of(k) && c < (b + 1) * per_sample; ++c) {
           const float* chunk = a.workspace + (c * kColumns + k) * d + at;
           sweep(width, [&](int64_t i, int, auto w)
                            PRESTO_INLINE { store(sum + i, load(sum + i, w) + load(chunk + i, w), w); });

@@ -153,38 +153,29 @@ class _Seam(torch.autograd.Function):
     def backward(ctx, grad_x, grad_h):
         backend, norm, gate_fn = ctx.settings
         x, stats, branch, gate, scale, shift, weight, bias = ctx.saved_tensors
-        if branch is None:
-            grad_x = None  # there is no x' to have one (torch.compile fills in zeros)
+        # What the op does not have gets no gradient, though torch.compile fills in zeros.
+        grad_x = grad_x if branch is not None else None
+        grad_h = grad_h if norm else None
         if grad_h is None:
             norm, scale, shift, weight, bias = 0, None, None, None, None
-        if grad_x is None and grad_h is None:
-            return (None,) * 8
-        if not norm:
-            grad_h = None
-        needs = sum(
-            1 << bit
-            for bit, t in enumerate((x, branch, gate, scale, shift, weight, bias))
-            if t is not None and ctx.needs_input_grad[1 + bit]
-        )
-        # Two gradients that need no kernel: without a norm dx is grad_x, without a gate dbranch is dx.
-        dx_is_grad = bool(needs & operators.NEED_X) and not norm
-        dbranch_is_dx = bool(needs & operators.NEED_BRANCH) and gate is None and branch.dtype == x.dtype
-        if dx_is_grad or (dbranch_is_dx and not norm):
-            needs &= ~operators.NEED_X
-        if dbranch_is_dx:
-            needs &= ~operators.NEED_BRANCH
-            needs |= operators.NEED_X if norm else 0
+            if grad_x is None:
+                return (None,) * 8
+        owners = (x, branch, gate, scale, shift, weight, bias)
+        wanted = [t is not None and need for t, need in zip(owners, ctx.needs_input_grad[1:], strict=True)]
+        # What is there already is not asked for: without a norm dx is grad_x, without a gate dbranch is dx.
+        dbranch_is_dx = wanted[1] and gate is None and branch.dtype == x.dtype
+        asked = [bool(norm) and (wanted[0] or dbranch_is_dx), wanted[1] and not dbranch_is_dx, *wanted[2:]]
         grads = [None] * 7
-        if needs:
-            computed = operators.backward_operator(backend)(
-                grad_x, grad_h, x, stats, branch, gate, scale, shift, weight, bias, norm, gate_fn, needs
+        if any(asked):
+            needs = sum(1 << bit for bit, asked_for in enumerate(asked) if asked_for)
+            grads = list(
+                operators.backward_operator(backend)(grad_x, grad_h, x, stats, *owners[1:], norm, gate_fn, needs)
             )
-            grads = [g if needs >> bit & 1 else None for bit, g in enumerate(computed)]
-        if dx_is_grad:
+        if not norm:
             grads[0] = grad_x
         if dbranch_is_dx:
-            grads[1] = grads[0] if norm else grad_x
-        return None, *(g if ctx.needs_input_grad[1 + i] else None for i, g in enumerate(grads))
+            grads[1] = grads[0]
+        return None, *(grad if want else None for grad, want in zip(grads, wanted, strict=True))
 
 
 def _is_modulation(t: Tensor, b: int, n: int, d: int) -> bool:

@@ -8,8 +8,8 @@ the Triton kernels.  Both have one schema and one fake, so ``torch.compile`` see
 
 forward  -> (x', h, stats): ``[B, N, D]``, ``[B, N, D]``, fp32 ``[B, N, 2]`` = (mean, rstd) of each row of x'.
 backward -> (dx, dbranch, dgate, dscale, dshift, dweight, dbias), each with the shape and dtype of what it belongs to.
-What is not there (x' without a branch, h and stats without a norm, a gradient nobody ``needs``) is a tensor of shape
-[0]: an operator's schema cannot return None.
+Bit i of ``needs`` asks for the backward's output i.  What is not there (x' without a branch, h and stats without a norm,
+a gradient not asked for) is a tensor of shape [0]: an operator's schema cannot return None.
 """
 
 from __future__ import annotations
@@ -19,9 +19,6 @@ from torch import Tensor
 
 NORMS = {None: 0, "layer": 1, "rms": 2}
 GATE_FNS = {"identity": 0, "sigmoid_one_minus": 1}
-
-# Bits of `needs`, in the order of the backward's outputs.
-NEED_X, NEED_BRANCH, NEED_GATE, NEED_SCALE, NEED_SHIFT, NEED_WEIGHT, NEED_BIAS = (1 << i for i in range(7))
 
 _INPUTS = "Tensor? branch, Tensor? gate, Tensor? scale, Tensor? shift, Tensor? weight, Tensor? bias"
 _FORWARD = f"(Tensor x, {_INPUTS}, int norm, int gate_fn, float eps) -> (Tensor, Tensor, Tensor)"
