@@ -1,7 +1,7 @@
 """Which implementation of an op runs, and why.
 
-``auto`` (the default) takes the first implementation that is there and can honour the call, in the order that was
-measured fastest for the device; ``use_backend`` forces one, and then a call it cannot honour raises.
+``auto`` (the default) takes the first implementation that is there and can honour the call, in an order by device;
+``use_backend`` forces one, and then a call it cannot honour raises.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ class Op:
     limits: Callable[[str, Tensor], str | None]
 
 
-# Order tried by `auto`, by device type, with what it rests on.
+# Order tried by `auto`, by device type, and what it rests on: (reason, measured on).
 _ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
-_MEASURED = {
+_WHY = {
     "cpu": (
-        "C++ beat eager PyTorch at every shape of `python -m bench ops`",
-        "2 cores with AVX-512 and AMX (bench/results)",
+        "first there is: faster than eager PyTorch in 57 of 60 rows of bench/results/ops-cpu.json, 0.93x in the worst",
+        "AMD EPYC, 2 cores, AVX-512 BF16",
     ),
-    "cuda": ("order not measured yet: C++ is built ahead of time and compiles nothing at the first call", None),
+    "cuda": ("first there is, not measured yet: C++ is built ahead of time, Triton compiles at the first call", None),
 }
 
 # Triton is looked for, not imported: that takes a second.  Its interpreter runs the kernels on CPU tensors; like Triton
@@ -171,5 +171,5 @@ def explain(op_name: str, *args: object, **kwargs: object) -> Choice:
     passed_over = [f"{b}: {_refusal(op, b, tensors)}" for b in order[: order.index(backend)] if b in op.backends]
     if passed_over:
         return Choice(backend, "; ".join(passed_over))
-    reason, measured_on = _MEASURED[x.device.type]
+    reason, measured_on = _WHY[x.device.type]
     return Choice(backend, reason, measured_on)

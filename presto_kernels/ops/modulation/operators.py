@@ -8,8 +8,8 @@ the Triton kernels.  Both have one schema and one fake, so ``torch.compile`` see
 
 forward  -> (x', h, stats): ``[B, N, D]``, ``[B, N, D]``, fp32 ``[B, N, 2]`` = (mean, rstd) of each row of x'.
 backward -> (dx, dbranch, dgate, dscale, dshift, dweight, dbias), each with the shape and dtype of what it belongs to.
-Bit i of ``needs`` asks for the backward's output i.  What is not there (x' without a branch, h and stats without a norm,
-a gradient not asked for) is a tensor of shape [0]: an operator's schema cannot return None.
+Bit i of ``needs`` asks for the backward's output i.  What is not there (x' without a branch, h and stats without a
+norm, a gradient not asked for) is a tensor of shape [0]: an operator's schema cannot return None.
 """
 
 from __future__ import annotations
