@@ -37,10 +37,10 @@ class ReferenceSelfAttention(nn.Module):
 
     def forward(self, h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """``[B, N, D]`` to ``[B, N, D]``."""
-        q, k, v = self.qkv(h).unflatten(-1, (3, self.num_heads, self.head_dim)).unbind(2)
+        q, k, v = self.qkv(h).unflatten(-1, (3, self.num_heads, self.head_dim)).transpose(1, 3).unbind(2)
         q = apply_rotary(F.rms_norm(q, (self.head_dim,), self.q_norm, self.eps), cos, sin)
         k = apply_rotary(F.rms_norm(k, (self.head_dim,), self.k_norm, self.eps), cos, sin)
-        y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        y = F.scaled_dot_product_attention(q, k, v)
         return self.out(y.transpose(1, 2).flatten(2))
 
 

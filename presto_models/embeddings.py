@@ -64,14 +64,13 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         y_1 = x_1 cos - x_2 sin,   y_2 = x_2 cos + x_1 sin,   x_1 and x_2 the two halves of the rotated dims
 
     Args:
-        x: ``[B, N, H, Dh]``.
+        x: ``[B, H, N, Dh]``.
         cos, sin: ``[N, rotary_dim / 2]``, fp32.
 
     Returns:
-        ``[B, N, H, Dh]``, x's dtype; products in fp32, rounded once.
+        ``[B, H, N, Dh]``, x's dtype, laid out in memory as x is; products in fp32, rounded once.
     """
     half = cos.shape[-1]
-    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     wide = x[..., : 2 * half].to(torch.promote_types(x.dtype, torch.float32))
     x_1, x_2 = wide.chunk(2, dim=-1)
     y_1 = torch.addcmul(x_1 * cos, x_2, sin, value=-1)

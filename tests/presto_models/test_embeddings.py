@@ -31,7 +31,7 @@ def test_no_noise_has_an_embedding_too():
 def test_rotary_keeps_distances_and_knows_only_differences():
     cos, sin = rotary_tables(9, 6)
     q, k = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    turned_q, turned_k = (apply_rotary(x.expand(1, 9, 1, 8), cos, sin)[0, :, 0] for x in (q, k))
+    turned_q, turned_k = (apply_rotary(x.expand(1, 1, 9, 8), cos, sin)[0, 0] for x in (q, k))
     torch.testing.assert_close(turned_q.norm(dim=-1), q.norm().expand(9))
     scores = turned_q @ turned_k.T
     for difference in range(-8, 9):
@@ -42,13 +42,13 @@ def test_rotary_keeps_distances_and_knows_only_differences():
 
 def test_rotary_is_the_formula():
     cos, sin = rotary_tables(5, 4, base=100.0)
-    x = torch.randn(1, 5, 1, 7, dtype=torch.float64)
+    x = torch.randn(1, 1, 5, 7, dtype=torch.float64)
     y = apply_rotary(x, cos, sin)
     for position in range(5):
         for i, frequency in enumerate((1.0, 0.1)):
             turn = complex(math.cos(position * frequency), math.sin(position * frequency))
-            z = complex(x[0, position, 0, i], x[0, position, 0, i + 2]) * turn
-            assert abs(z - complex(y[0, position, 0, i], y[0, position, 0, i + 2])) < 1e-6
+            z = complex(x[0, 0, position, i], x[0, 0, position, i + 2]) * turn
+            assert abs(z - complex(y[0, 0, position, i], y[0, 0, position, i + 2])) < 1e-6
     assert torch.equal(y[..., 4:], x[..., 4:])
 
 
@@ -56,7 +56,7 @@ def test_rotary_is_the_formula():
 def test_rotary_in_half_precision_rounds_once(rotary_dim):
     cos, sin = rotary_tables(1379, rotary_dim)
     assert cos.dtype == sin.dtype == torch.float32
-    x = torch.randn(1, 1379, 2, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
+    x = torch.randn(1, 2, 1379, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
     y = apply_rotary(x, cos, sin)
     exact = apply_rotary(x.float(), cos, sin)
     assert y.dtype == torch.bfloat16 and torch.equal(y, exact.bfloat16())
