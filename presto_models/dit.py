@@ -36,8 +36,8 @@ class SelfAttention(nn.Module):
         q, k, v = self.qkv(h).view(batch * length, 3, *heads[2:]).unbind(1)
         q = adaln_modulate(q, None, None, weight=self.q_norm, norm="rms", eps=self.eps)
         k = adaln_modulate(k, None, None, weight=self.k_norm, norm="rms", eps=self.eps)
-        # A head's rows side by side in memory: rotary and attention on the CPU are a tenth faster for it, which pays for
-        # the copies many times over.
+        # A head's rows side by side in memory: rotary and attention on the CPU are a tenth faster for it, which pays
+        # for the copies many times over.
         q, k, v = (t.view(heads).transpose(1, 2).contiguous() for t in (q, k, v))
         y = F.scaled_dot_product_attention(apply_rotary(q, cos, sin), apply_rotary(k, cos, sin), v)
         return self.out(y.transpose(1, 2).reshape(batch, length, dim))
