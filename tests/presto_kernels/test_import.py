@@ -52,7 +52,7 @@ assert x.grad is not None
 
 
 def test_import_is_silent_and_leaves_triton_alone():
-    done = python("import sys, presto_kernels; assert 'triton' not in sys.modules or 'triton' in sys.argv")
+    done = python("import sys, presto_kernels; assert 'triton' not in sys.modules")
     assert done.returncode == 0, done.stderr
     assert done.stdout == done.stderr == ""
 

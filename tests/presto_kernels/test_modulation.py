@@ -184,6 +184,19 @@ def test_nan_and_infinity_stay_in_their_row():
     assert h[0, 1].isnan().all() and h[0, [0, 2]].isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dim", [17, 40, 64])
+def test_what_is_not_finite_stays_in_its_sample(dtype, dim):
+    """A width that fills no whole vector leaves lanes over; they must not carry one sample's modulation to the next."""
+    inputs = Case("gated_residual_adaln", batch=2, tokens=3, dim=dim, dtype=dtype, gate="BD", scale="BD").inputs()
+    with torch.no_grad():
+        inputs["gate"][0], inputs["scale"][0] = float("nan"), float("inf")
+    x_new, h = presto_kernels.gated_residual_adaln(**inputs)
+    gradients = torch.autograd.grad((x_new[1] * h[1]).sum(), [inputs["x"], inputs["branch"]])
+    assert x_new[1].isfinite().all() and h[1].isfinite().all()
+    assert all(gradient[1].isfinite().all() for gradient in gradients)
+
+
 def test_float64_runs_on_the_reference():
     x = torch.randn(2, 5, 16, dtype=torch.float64, requires_grad=True)
     scale = torch.randn(2, 16, dtype=torch.float64, requires_grad=True)

@@ -52,7 +52,7 @@ def adaln_modulate(
     tensors = _check_adaln_modulate(x, scale, shift, weight=weight, bias=bias, norm=norm, eps=eps)
     backend = backends.select(_ADALN_MODULATE, tensors)
     if backend == "reference":
-        return reference.contiguous(reference.modulate(x, scale, shift, weight, bias, norm, eps))
+        return reference.modulate(x, scale, shift, weight, bias, norm, eps).contiguous()
     return _seam(backend, norm, "identity", eps, x, None, None, scale, shift, weight, bias)[1]
 
 
@@ -78,7 +78,7 @@ def gated_residual(x: Tensor, branch: Tensor, gate: Tensor | None, *, gate_fn: s
     tensors = _check_gated_residual(x, branch, gate, gate_fn=gate_fn)
     backend = backends.select(_GATED_RESIDUAL, tensors)
     if backend == "reference":
-        return reference.contiguous(reference.add_gated(x, branch, gate, gate_fn))
+        return reference.add_gated(x, branch, gate, gate_fn).contiguous()
     return _seam(backend, None, gate_fn, 0.0, x, branch, gate, None, None, None, None)[0]
 
 
@@ -111,7 +111,7 @@ def gated_residual_adaln(
     )
     backend = backends.select(_GATED_RESIDUAL_ADALN, tensors)
     if backend == "reference":
-        x_new = reference.contiguous(reference.add_gated(x, branch, gate, gate_fn))
+        x_new = reference.add_gated(x, branch, gate, gate_fn).contiguous()
         return x_new, reference.modulate(x_new, scale, shift, weight, bias, norm, eps)
     return _seam(backend, norm, gate_fn, eps, x, branch, gate, scale, shift, weight, bias)
 

@@ -62,8 +62,3 @@ def modulate(
     if shift is not None:
         h = h + _over_tokens(shift, dtype)
     return h.to(x.dtype)
-
-
-def contiguous(y: Tensor) -> Tensor:
-    """The contract says results are contiguous whatever layout came in."""
-    return y.contiguous()
