@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -40,6 +41,19 @@ CUDA_ARCHS = [("80", "sm_80"), ("90a", "sm_90a"), ("100", "sm_100"), ("100", "co
 
 def say(message: str) -> None:
     print(f"presto-kernels: {message}", file=sys.stderr, flush=True)
+
+
+def read_by(source: Path) -> set[Path]:
+    """The file itself and all files of csrc/ that it includes, directly or not."""
+    found: set[Path] = set()
+    left = [source]
+    while left:
+        file = left.pop()
+        found.add(file)
+        for name in re.findall(r'^#include "(.+)"', file.read_text(), re.MULTILINE):
+            candidates = (file.parent / name, ROOT / "csrc" / name)
+            left += [path for path in candidates if path.exists() and path not in found]
+    return found
 
 
 def torch_include() -> Path | None:
@@ -94,9 +108,12 @@ class Build(build_ext):
         flags += ["-DPRESTO_CUDA"] if cuda else []
         # GCC 12 warns about its own AVX-512 header.
         isa_flags = ["-Wno-uninitialized", "-Wno-maybe-uninitialized", f"-I{ROOT / 'csrc/cpu'}"]
-        jobs = [(source, flags, "") for source in (*ROOT.glob("csrc/*.cpp"), ROOT / "csrc/cpu/modulation.cpp")]
+        by_isa = sorted(ROOT.glob("csrc/cpu/*_isa.cpp"))
+        once = sorted({*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp")} - set(by_isa))
+        jobs = [(source, flags, f".{source.parent.name}") for source in once]
         jobs += [
-            (ROOT / "csrc/cpu/modulation_isa.cpp", [*flags, *isa_flags, f"-DPRESTO_ISA={isa}", *extra], f".{isa}")
+            (source, [*flags, *isa_flags, f"-DPRESTO_ISA={isa}", *extra], f".{isa}")
+            for source in by_isa
             for isa, extra in ISA_FLAGS.items()
         ]
         out = Path(self.build_temp).resolve()
@@ -138,7 +155,7 @@ class Build(build_ext):
     def _compile(command: list[str]) -> None:
         target = Path(command[-1])
         log = target.with_suffix(".command")
-        newest = max(file.stat().st_mtime for file in (*ROOT.glob("csrc/**/*"), ROOT / "setup.py"))
+        newest = max(file.stat().st_mtime for file in (*read_by(Path(command[-3])), ROOT / "setup.py"))
         wanted = "\n".join(command)
         if target.exists() and target.stat().st_mtime > newest and log.exists() and log.read_text() == wanted:
             return

@@ -1,6 +1,7 @@
 // The library as a whole: what it was built with, and where CUDA's stream comes from.
 #include <dlfcn.h>
 
+#include "cpu/isa.h"
 #include "tensor.h"
 
 namespace presto {

@@ -9,20 +9,12 @@
 #pragma once
 #include <cstdint>
 
+#include "rows.h"
+
 namespace presto {
 
-enum class DType : int32_t { F32 = 0, F16 = 1, BF16 = 2 };
 enum class Norm : int32_t { None = 0, Layer = 1, Rms = 2 };
 enum class GateFn : int32_t { Identity = 0, SigmoidOneMinus = 1 };
-
-// Element [b, n, d] is data[b * batch_stride + n * row_stride + d]: the innermost stride is always 1 and the others
-// are in elements.  data == nullptr means "not given".
-struct Rows {
-  const void* data = nullptr;
-  DType dtype = DType::F32;
-  int64_t batch_stride = 0;
-  int64_t row_stride = 0;
-};
 
 // gate, scale, shift, weight, bias: [D], [B|1, D] or [B|1, 1|N, D].  A stride is 0 where the tensor is shared, and
 // per_sample / per_token say over which axes its gradient is *not* summed.
@@ -79,11 +71,6 @@ int64_t seam_backward_chunks(const SeamBackward& args);
 int64_t seam_backward_workspace(const SeamBackward& args);
 void seam_backward_rows(const SeamBackward& args, int64_t first_chunk, int64_t last_chunk);
 void seam_backward_columns(const SeamBackward& args, int64_t first, int64_t last);
-
-// What the kernels run on: 0 none, 1 avx2, 2 avx512, 3 avx512bf16.  A limit lowers it, for tests and comparisons; one
-// that this processor cannot meet changes nothing.  Not to be called while kernels run.
-int instruction_set();
-int limit_instruction_set(int limit);
 }  // namespace cpu
 
 namespace cuda {
@@ -91,8 +78,6 @@ namespace cuda {
 int seam_forward(const SeamForward& args, void* stream);
 int64_t seam_backward_workspace(const SeamBackward& args, int multiprocessors);
 int seam_backward(const SeamBackward& args, int multiprocessors, void* stream);
-int multiprocessor_count(int device);
-const char* error_string(int error);
 }  // namespace cuda
 
 }  // namespace presto

@@ -1,5 +1,7 @@
 // The AdaLN family as torch operators: tensors in, plain structs to the kernels, tensors out.  Arguments were checked
 // in Python (presto_kernels/ops/modulation/api.py); here only what would make a kernel read or write out of bounds.
+#include "cuda/device.h"
+#include "modulation.h"
 #include "tensor.h"
 
 namespace presto {

@@ -10,7 +10,7 @@
 #include <optional>
 #include <vector>
 
-#include "modulation.h"
+#include "rows.h"
 
 namespace presto {
 

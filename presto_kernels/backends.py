@@ -1,7 +1,9 @@
 """Which implementation of an op runs, and why.
 
-``auto`` (the default) takes the first implementation that is there and can honour the call, in an order by device;
-``use_backend`` forces one, and then a call it cannot honour raises.
+``auto`` (the default) ranks an op's implementations by what was measured for this device, dtype and size
+(:mod:`presto_kernels.tuned`; ``python -m bench tune`` writes it) and takes the first that is there and can honour the
+call; nothing is timed at a first call.  Where nothing was measured an order by device stands in.  ``use_backend``
+forces an implementation, and then a call it cannot honour raises.
 """
 
 from __future__ import annotations
@@ -11,13 +13,19 @@ import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from presto_kernels import _library
+from presto_kernels import _library, tuned
 
 BACKENDS = ("reference", "triton", "cuda", "cpu")
+ATTENTION_BACKENDS = (*BACKENDS, "sdpa", "flash")
+
+# What one call is, as an op's `check` gives it: its tensors, x first, and its options, whatever the op needs to judge.
+Tensors = tuple[Tensor | None, ...]
+Checked = tuple[Tensors, Any]
 
 
 @dataclass(frozen=True)
@@ -33,25 +41,23 @@ class Choice:
 class Op:
     """One public op: its implementations, and what each of them refuses.
 
-    ``check`` validates the arguments of the public function and returns its tensors, x first.  ``limits(backend, x)``
-    says in words why ``backend`` cannot take a call that its device and dtypes allow, or None.
+    ``check(*args, **kwargs)`` validates the arguments of the public function and returns (tensors, options).
+    ``limits(backend, tensors, options)`` says in words why ``backend`` cannot take a call that its device and dtypes
+    allow, or None.  ``bucket(tensors, options)`` is where measurements of such calls are filed: a kind, in words, and
+    a size, an int that grows with the work.  ``order``, by device type, is what ``auto`` tries where nothing was
+    measured.
     """
 
     name: str
     backends: tuple[str, ...]
-    check: Callable[..., tuple[Tensor | None, ...]]
-    limits: Callable[[str, Tensor], str | None]
+    check: Callable[..., Checked]
+    limits: Callable[[str, Tensors, Any], str | None]
+    bucket: Callable[[Tensors, Any], tuple[str, int]]
+    order: tuple[tuple[str, tuple[str, ...]], ...] = (
+        ("cpu", ("cpu", "reference")),
+        ("cuda", ("cuda", "triton", "reference")),
+    )
 
-
-# Order tried by `auto`, by device type, and what it rests on: (reason, measured on).
-_ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
-_WHY = {
-    "cpu": (
-        "first there is: faster than eager PyTorch in 57 of 60 rows of bench/results/ops-cpu.json, 0.93x in the worst",
-        "AMD EPYC, 2 cores, AVX-512 BF16",
-    ),
-    "cuda": ("first there is, not measured yet: C++ is built ahead of time, Triton compiles at the first call", None),
-}
 
 # Triton is looked for, not imported: that takes a second.  Its interpreter runs the kernels on CPU tensors; like Triton
 # itself we look at the environment once, when we are imported.
@@ -60,6 +66,7 @@ TRITON_INTERPRETS = TRITON_INSTALLED and os.environ.get("TRITON_INTERPRET", "").
 
 _OPS: dict[str, Op] = {}
 _forced: str | None = None
+_forced_attention: str | None = None
 
 
 def register(op: Op) -> None:
@@ -82,10 +89,16 @@ def _not_built(backend: str) -> str | None:
         return _library.error or "the library has no CUDA code, or torch no CUDA"
     if backend == "triton" and not TRITON_INSTALLED:
         return "triton is not installed"
+    if backend == "flash" and not FLASH_INSTALLED:
+        return "no flash-attn is installed"
     return None
 
 
-def _refusal(op: Op, backend: str, tensors: tuple[Tensor | None, ...]) -> str | None:
+# flash-attn 2, 3 (Hopper) and 4, by the module each of them installs.
+FLASH_INSTALLED = any(importlib.util.find_spec(name) is not None for name in ("flash_attn", "flash_attn_interface"))
+
+
+def _refusal(op: Op, backend: str, tensors: Tensors, options: Any) -> str | None:
     """Why `backend` cannot take this call, or None."""
     if backend == "reference":
         return None
@@ -97,50 +110,69 @@ def _refusal(op: Op, backend: str, tensors: tuple[Tensor | None, ...]) -> str | 
             return "float64 runs only on the reference"
     x = tensors[0]
     assert x is not None
-    device = "cuda" if backend == "triton" else backend
+    device = {"cpu": "cpu", "sdpa": x.device.type}.get(backend, "cuda")
     if x.device.type != device and not (backend == "triton" and TRITON_INTERPRETS and x.device.type == "cpu"):
         return f"it takes {device} tensors and x is on {x.device.type}"
-    return op.limits(backend, x)
+    return op.limits(backend, tensors, options)
 
 
-def select(op: Op, tensors: tuple[Tensor | None, ...]) -> str:
-    """The backend for this call.  ``ValueError`` when the forced one cannot take it."""
-    if _forced is not None:
-        return _forced_choice(op, tensors)
+def _forced_for(op: Op) -> str | None:
+    return _forced_attention if _forced_attention is not None and op.name == "attention" else _forced
+
+
+def _ranked(op: Op, tensors: Tensors, options: Any) -> tuple[tuple[str, ...], tuple[str, str] | None]:
+    """(implementations, best first; (reason, measured on) where they were measured)."""
     x = tensors[0]
     assert x is not None
-    for backend in _ORDER.get(x.device.type, ()):
-        if backend in op.backends and _refusal(op, backend, tensors) is None:
+    kind, size = op.bucket(tensors, options)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+        kind = f"{kind} training".lstrip()
+    # A compiled graph serves every length, so no length may choose: the largest measured one does.
+    measured = tuned.lookup(op.name, x.device, x.dtype, kind, None if torch.compiler.is_compiling() else size)
+    if measured is not None:
+        return measured[0], measured[1:]
+    for device, order in op.order:
+        if device == x.device.type:
+            return order, None
+    return (), None
+
+
+def select(op: Op, tensors: Tensors, options: Any = None) -> str:
+    """The backend for this call.  ``ValueError`` when the forced one cannot take it."""
+    forced = _forced_for(op)
+    if forced is not None:
+        if forced not in op.backends:
+            raise ValueError(f"{op.name}: has no {forced!r} implementation; it has {', '.join(op.backends)}")
+        refusal = _refusal(op, forced, tensors, options)
+        if refusal:
+            raise ValueError(f"{op.name}: use_backend({forced!r}) cannot take this call: {refusal}")
+        return forced
+    for backend in _ranked(op, tensors, options)[0]:
+        if backend in op.backends and _refusal(op, backend, tensors, options) is None:
             return backend
     return "reference"
 
 
-def _forced_choice(op: Op, tensors: tuple[Tensor | None, ...]) -> str:
-    assert _forced is not None
-    if _forced not in op.backends:
-        raise ValueError(f"{op.name}: has no {_forced!r} implementation; it has {', '.join(op.backends)}")
-    refusal = _refusal(op, _forced, tensors)
-    if refusal:
-        raise ValueError(f"{op.name}: use_backend({_forced!r}) cannot take this call: {refusal}")
-    return _forced
-
-
 @contextlib.contextmanager
-def use_backend(name: str | None = None) -> Iterator[None]:
+def use_backend(name: str | None = None, *, attention: str | None = None) -> Iterator[None]:
     """Force an implementation inside a ``with`` block.
 
-    ``name``: "reference", "triton", "cuda", "cpu", or None for ``auto``.  An op that has no such implementation, or a
-    call that it cannot honour, raises ``ValueError``.  A backward runs on the implementation of its forward.  The state
-    is the process's, not the thread's: a context variable would break ``torch.compile(fullgraph=True)``.
+    ``name``: "reference", "triton", "cuda", "cpu", or None for ``auto``.  ``attention``: the same for ``attention``
+    alone, and "sdpa" or "flash"; None: as ``name`` says.  An op that has no such implementation, or a call that it
+    cannot honour, raises ``ValueError``.  A backward runs on the implementation of its forward.  The state is the
+    process's, not the thread's: a context variable would break ``torch.compile(fullgraph=True)``.
     """
-    global _forced
+    global _forced, _forced_attention
     if name not in (None, *BACKENDS):
         raise ValueError(f"name: {name!r} is no backend; choose from {', '.join(BACKENDS)} or None")
-    before, _forced = _forced, name
+    if attention not in (None, *ATTENTION_BACKENDS):
+        raise ValueError(f"attention: {attention!r} is no backend; choose from {', '.join(ATTENTION_BACKENDS)} or None")
+    before = _forced, _forced_attention
+    _forced, _forced_attention = name, attention
     try:
         yield
     finally:
-        _forced = before
+        _forced, _forced_attention = before
 
 
 def available_backends() -> dict[str, tuple[str, ...]]:
@@ -159,17 +191,17 @@ def explain(op_name: str, *args: object, **kwargs: object) -> Choice:
     if op_name not in _OPS:
         raise ValueError(f"op_name: no op is called {op_name!r}; there are {', '.join(_OPS)}")
     op = _OPS[op_name]
-    tensors = op.check(*args, **kwargs)
-    backend = select(op, tensors)
+    tensors, options = op.check(*args, **kwargs)
+    backend = select(op, tensors, options)
     x = tensors[0]
     assert x is not None
-    if _forced is not None:
-        return Choice(backend, f"forced by use_backend({_forced!r})")
-    order = _ORDER.get(x.device.type)
-    if order is None:
+    forced = _forced_for(op)
+    if forced is not None:
+        return Choice(backend, f"forced by use_backend({forced!r})")
+    order, measured = _ranked(op, tensors, options)
+    if not order:
         return Choice(backend, f"only the reference runs on {x.device.type} tensors")
-    passed_over = [f"{b}: {_refusal(op, b, tensors)}" for b in order[: order.index(backend)] if b in op.backends]
-    if passed_over:
-        return Choice(backend, "; ".join(passed_over))
-    reason, measured_on = _WHY[x.device.type]
-    return Choice(backend, reason, measured_on)
+    before = order[: order.index(backend)] if backend in order else order
+    passed_over = [f"{b}: {_refusal(op, b, tensors, options)}" for b in before if b in op.backends]
+    reason, measured_on = measured or (f"first there is on {x.device.type}, not measured on this device", None)
+    return Choice(backend, "; ".join([*passed_over, reason] if measured else passed_over or [reason]), measured_on)

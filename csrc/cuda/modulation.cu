@@ -21,12 +21,4 @@ int seam_backward(const SeamBackward& args, int multiprocessors, void* stream) {
   return cudaGetLastError();
 }
 
-int multiprocessor_count(int device) {
-  int count = 1;
-  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
-  return count;
-}
-
-const char* error_string(int error) { return cudaGetErrorString(static_cast<cudaError_t>(error)); }
-
 }  // namespace presto::cuda

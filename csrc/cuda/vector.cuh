@@ -7,7 +7,7 @@
 
 #include <cstring>
 
-#include "modulation.h"
+#include "rows.h"
 
 namespace presto::cuda {
 

@@ -1,6 +1,6 @@
 """What the compilers make of every kernel, for GPUs that are not here: registers, spills, access widths.
 
-Triton kernels are compiled from the very :class:`~presto_kernels.ops.modulation.triton_kernels.Launch` objects that
+Triton kernels are compiled from the very :class:`~presto_kernels.ops.triton_common.Launch` objects that
 the launcher runs, CUDA kernels with the options of setup.py; both are then disassembled.  Needs no GPU.  Results are
 kept on disk, keyed by source, options and compiler version, so that a second run compiles nothing.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import json
 import os
 import re
@@ -51,6 +52,9 @@ class AotRecord:
     loads_other: int
     stores16: int
     stores_other: int
+    hmma: int  # matrix instructions of Ampere's kind,
+    hgmma: int  # of Hopper's,
+    tcgen05: int  # and of Blackwell's
 
 
 @dataclass(frozen=True)
@@ -71,17 +75,25 @@ class _Job:
 
 
 def compile_triton(
-    archs: tuple[int, ...] = ARCHS, *, progress: Progress | None = None, cache: Path = CACHE
+    archs: tuple[int, ...] = ARCHS,
+    *,
+    families: tuple[str, ...] | None = None,
+    progress: Progress | None = None,
+    cache: Path = CACHE,
 ) -> list[AotRecord]:
-    """Every Triton kernel of the package in the variants of :data:`CALLS`.  ``Unavailable`` without triton."""
-    return _run(_triton_jobs(archs), progress, cache)
+    """Every Triton kernel of these families (None: :data:`FAMILIES`).  ``Unavailable`` without triton."""
+    return _run(_triton_jobs(archs, FAMILIES if families is None else families), progress, cache)
 
 
 def compile_cuda(
-    archs: tuple[int, ...] = ARCHS, *, progress: Progress | None = None, cache: Path = CACHE
+    archs: tuple[int, ...] = ARCHS,
+    *,
+    families: tuple[str, ...] | None = None,
+    progress: Progress | None = None,
+    cache: Path = CACHE,
 ) -> list[AotRecord]:
-    """Every kernel of csrc/cuda/*.cu.  ``Unavailable`` without nvcc or outside a checkout."""
-    return _run(_cuda_jobs(archs), progress, cache)
+    """Every kernel of csrc/cuda/<family>.cu.  ``Unavailable`` without nvcc or outside a checkout."""
+    return _run(_cuda_jobs(archs, FAMILIES if families is None else families), progress, cache)
 
 
 def compile_all(archs: tuple[int, ...] = ARCHS, *, progress: Progress | None = None, cache: Path = CACHE) -> AotResult:
@@ -89,7 +101,7 @@ def compile_all(archs: tuple[int, ...] = ARCHS, *, progress: Progress | None = N
     jobs, skipped = [], []
     for make in (_cuda_jobs, _triton_jobs):
         try:
-            jobs += make(archs)
+            jobs += make(archs, FAMILIES)
         except Unavailable as missing:
             skipped.append(str(missing))
     return AotResult(_run(jobs, progress, cache), skipped)
@@ -131,6 +143,9 @@ class _Code:
     loads_other: int
     stores16: int
     stores_other: int
+    hmma: int
+    hgmma: int
+    tcgen05: int
 
 
 def _tool(name: str) -> str:
@@ -154,6 +169,7 @@ _USAGE = re.compile(r"Function (\S+):\s*REG:(\d+) STACK:\d+ SHARED:(\d+)")
 _FUNCTION = re.compile(r"^\.text\.(\S+):$", re.MULTILINE)
 _GLOBAL = re.compile(r"\b(LD|ST)G?\.E(\S*)")
 _SPILL = re.compile(r"\bSTL(?:\.(U8|S8|U16|S16|64|128))?\b")
+_MATRIX = re.compile(r"\b(HMMA|HGMMA|UTCHMMA)\b")
 _SPILL_BYTES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "": 4, "64": 8, "128": 16}
 
 
@@ -172,7 +188,8 @@ def _disassemble(cubin: Path, arch: int) -> dict[str, _Code]:
         wide = Counter((kind, ".128" in rest or ".256" in rest) for kind, rest in _GLOBAL.findall(text))
         spills = sum(_SPILL_BYTES[width] for width in _SPILL.findall(text))
         counts = (wide["LD", True], wide["LD", False], wide["ST", True], wide["ST", False])
-        code[name] = _Code(*usage[name], spills, *counts)
+        matrix = Counter(_MATRIX.findall(text))
+        code[name] = _Code(*usage[name], spills, *counts, matrix["HMMA"], matrix["HGMMA"], matrix["UTCHMMA"])
     return code
 
 
@@ -180,61 +197,17 @@ def _disassemble(cubin: Path, arch: int) -> dict[str, _Code]:
 
 
 @dataclass(frozen=True)
-class Call:
-    """One call of an op of the AdaLN family.  Modulations: "B" per sample, "N" per token, "D" for all, None absent."""
+class Variant:
+    """One call of a family's op, and the launches it makes, on tensors that hold no data."""
 
-    variant: str
-    branch: bool = True
-    norm: str | None = "layer"
-    gate_fn: str = "identity"
-    gate: str | None = "B"
-    scale: str | None = "B"
-    shift: str | None = "B"
-    weight: str | None = None
-    bias: str | None = None
+    name: str
+    dtype: torch.dtype
+    launches: list[Any]
 
 
-_SEAM = Call("gated_residual_adaln")
-_ADALN = replace(_SEAM, variant="adaln_modulate", branch=False, gate=None)
-_GATED = replace(_SEAM, variant="gated_residual", norm=None, scale=None, shift=None)
-# (call, dtype, D)
-CALLS = (
-    *((call, dtype, 1024) for dtype in (torch.bfloat16, torch.float32) for call in (_SEAM, _ADALN, _GATED)),
-    (_SEAM, torch.bfloat16, 1000),
-    (replace(_SEAM, variant="gated_residual_adaln, weight and bias", weight="D", bias="D"), torch.bfloat16, 1024),
-    (replace(_SEAM, variant="gated_residual_adaln, per token", gate="N", scale="N", shift="N"), torch.bfloat16, 1024),
-    (replace(_ADALN, variant="adaln_modulate, rms, weight", norm="rms", weight="D"), torch.bfloat16, 1024),
-    (replace(_GATED, variant="gated_residual, sigmoid", gate_fn="sigmoid_one_minus"), torch.bfloat16, 1024),
-)
-
+# ``presto_kernels.testing.aot_<family>.variants()`` gives a family's Triton launches.
+FAMILIES = ("modulation",)
 _NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-
-
-def launches(call: Call, dtype: torch.dtype, dim: int, *, batch: int = 2, tokens: int = 33) -> list[Any]:
-    """The forward and backward launches of a call, on tensors that hold no data."""
-    from presto_kernels.ops.modulation import operators, triton_kernels
-
-    def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    def modulation(kind: str | None) -> Tensor | None:
-        return None if kind is None else empty(*{"B": (batch, dim), "N": (batch, tokens, dim), "D": (dim,)}[kind])
-
-    x, stats = empty(batch, tokens, dim), empty(batch, tokens, 2, dtype=torch.float32)
-    branch = x if call.branch else None
-    norm, gate_fn = operators.NORMS[call.norm], operators.GATE_FNS[call.gate_fn]
-    gate, scale, shift, weight, bias = map(modulation, (call.gate, call.scale, call.shift, call.weight, call.bias))
-    forward = triton_kernels.plan_forward(
-        x, branch, gate, scale, shift, weight, bias, branch, x if norm else None, stats if norm else None,
-        norm=norm, gate_fn=gate_fn, eps=1e-6,
-    )  # fmt: skip
-    owners = {"x": x, "branch": branch, "gate": gate, "scale": scale, "shift": shift, "weight": weight, "bias": bias}
-    backward = triton_kernels.plan_backward(
-        branch, x if norm else None, x, stats, branch, gate, scale, weight, bias,
-        {name: owner for name, owner in owners.items() if owner is not None},
-        norm=norm, gate_fn=gate_fn, multiprocessors=132,
-    )  # fmt: skip
-    return [forward, *backward]
 
 
 def signature(launch: Any) -> tuple[dict[str, str], dict[str, Any]]:
@@ -251,7 +224,7 @@ def signature(launch: Any) -> tuple[dict[str, str], dict[str, Any]]:
     return types, constants
 
 
-def _triton_jobs(archs: tuple[int, ...]) -> list[_Job]:
+def _triton_jobs(archs: tuple[int, ...], names: tuple[str, ...]) -> list[_Job]:
     if find_spec("triton") is None:
         raise Unavailable("Triton kernels: triton is not installed")
     import triton
@@ -261,17 +234,19 @@ def _triton_jobs(archs: tuple[int, ...]) -> list[_Job]:
     for name in ("cuobjdump", "nvdisasm"):
         _tool(name)
     jobs: dict[str, _Job] = {}
+    families = [importlib.import_module(f"presto_kernels.testing.aot_{family}") for family in names]
+    variants = [variant for family in families for variant in family.variants()]
     for arch in archs:
-        for call, dtype, dim in CALLS:
-            for launch in launches(call, dtype, dim):
+        for variant in variants:
+            for launch in variant.launches:
                 types, constants = signature(launch)
                 what = (triton.__version__, launch.kernel.cache_key, types, constants, launch.options, arch)
                 record = {
                     "kernel": launch.kernel.fn.__name__,
                     "implementation": "triton",
                     "arch": arch,
-                    "dtype": _NAMES[dtype],
-                    "variant": f"{call.variant}, D={dim}",
+                    "dtype": _NAMES[variant.dtype],
+                    "variant": variant.name,
                 }
                 # The same code serves several calls: named after the first.
                 jobs.setdefault(repr(what), _Job(**_triton_job(launch, types, constants, record, repr(what))))
@@ -301,27 +276,39 @@ def _triton_job(launch: Any, types: dict[str, str], constants: dict[str, Any], r
 # As setup.py compiles: sm_90a has Hopper's own instructions.
 _NVCC_FLAGS = ("-cubin", "-O3", "-std=c++17")
 _NVCC_ARCHS = {80: "80", 90: "90a", 100: "100"}
-_DTYPES = {"0": "fp32", "1": "fp16", "2": "bf16"}  # presto::DType of csrc/modulation.h
+_DTYPES = {"0": "fp32", "1": "fp16", "2": "bf16"}  # presto::DType of csrc/rows.h
 
 
-def _cuda_jobs(archs: tuple[int, ...]) -> list[_Job]:
+def _cuda_jobs(archs: tuple[int, ...], names: tuple[str, ...]) -> list[_Job]:
     home = os.environ.get("CUDA_HOME")
     nvcc = shutil.which("nvcc") or (shutil.which("nvcc", path=f"{home}/bin") if home else None)
-    sources = sorted(CSRC.glob("cuda/*.cu"))
+    sources = [file for file in (CSRC / "cuda" / f"{name}.cu" for name in names) if file.exists()]
     if not sources:
         raise Unavailable(f"CUDA kernels: no csrc/cuda/*.cu beside the package ({CSRC.parent}); run from a checkout")
     if nvcc is None:
         raise Unavailable("CUDA kernels: nvcc is not on the PATH; install the CUDA toolkit or set CUDA_HOME")
     for name in ("cuobjdump", "nvdisasm"):
         _tool(name)
-    text = "".join(file.read_text() for file in sorted(CSRC.glob("**/*")) if file.suffix in (".cu", ".cuh", ".h"))
     version = _output(nvcc, "--version")
     return [
-        _Job(f"{source.name} sm_{arch}", "\n".join((version, *_NVCC_FLAGS, str(arch), source.name, text)),
+        _Job(f"{source.name} sm_{arch}", "\n".join((version, *_NVCC_FLAGS, str(arch), source.name, _text(source))),
              _cuda_work(nvcc, source, arch))
         for source in sources
         for arch in archs
     ]  # fmt: skip
+
+
+def _text(source: Path) -> str:
+    """The source and everything of csrc/ that it includes, directly or not."""
+    texts: dict[Path, str] = {}
+    left = [source]
+    while left:
+        file = left.pop()
+        texts[file] = file.read_text()
+        for name in re.findall(r'^#include "(.+)"', texts[file], re.MULTILINE):
+            candidates = (file.parent / name, CSRC / name)
+            left += [path.resolve() for path in candidates if path.exists() and path.resolve() not in texts]
+    return "".join(texts[file] for file in sorted(texts))
 
 
 def _cuda_work(nvcc: str, source: Path, arch: int) -> Callable[[], list[AotRecord]]:

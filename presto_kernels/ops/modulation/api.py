@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from presto_kernels import backends
+from presto_kernels.ops.checks import check_tensor, refuse_transforms, wants_gradient
 from presto_kernels.ops.modulation import operators, reference
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _IMPLEMENTATIONS = ("reference", "triton", "cuda", "cpu")
 
 
@@ -49,7 +49,7 @@ def adaln_modulate(
 
     Source: AdaLN of Peebles & Xie 2023 (DiT), section 3.
     """
-    tensors = _check_adaln_modulate(x, scale, shift, weight=weight, bias=bias, norm=norm, eps=eps)
+    tensors, _ = _check_adaln_modulate(x, scale, shift, weight=weight, bias=bias, norm=norm, eps=eps)
     backend = backends.select(_ADALN_MODULATE, tensors)
     if backend == "reference":
         return reference.modulate(x, scale, shift, weight, bias, norm, eps).contiguous()
@@ -75,7 +75,7 @@ def gated_residual(x: Tensor, branch: Tensor, gate: Tensor | None, *, gate_fn: s
 
     Source: AdaLN-Zero of Peebles & Xie 2023 (DiT); ``sigmoid_one_minus`` as in Stable Audio 3.
     """
-    tensors = _check_gated_residual(x, branch, gate, gate_fn=gate_fn)
+    tensors, _ = _check_gated_residual(x, branch, gate, gate_fn=gate_fn)
     backend = backends.select(_GATED_RESIDUAL, tensors)
     if backend == "reference":
         return reference.add_gated(x, branch, gate, gate_fn).contiguous()
@@ -106,7 +106,7 @@ def gated_residual_adaln(
     Returns:
         (x', h), both ``[B, N, D]``, x's dtype, contiguous, new.
     """
-    tensors = _check_gated_residual_adaln(
+    tensors, _ = _check_gated_residual_adaln(
         x, branch, gate, scale, shift, weight=weight, bias=bias, norm=norm, eps=eps, gate_fn=gate_fn
     )
     backend = backends.select(_GATED_RESIDUAL_ADALN, tensors)
@@ -121,7 +121,7 @@ def _seam(backend, norm, gate_fn, eps, x, branch, gate, scale, shift, weight, bi
     gate, scale, shift = (_per_sample(t, x) for t in (gate, scale, shift))
     settings = (backend, operators.NORMS[norm], operators.GATE_FNS[gate_fn], eps)
     tensors = (x, branch, gate, scale, shift, weight, bias)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+    if wants_gradient(tensors):
         return _Seam.apply(settings, *tensors)
     return operators.forward_operator(backend)(*tensors, *settings[1:])[:2]
 
@@ -191,28 +191,19 @@ def _is_modulation(t: Tensor, b: int, n: int, d: int) -> bool:
     )
 
 
-def _check_tensor(op: str, name: str, t: object, x: Tensor | None = None) -> None:
-    if not isinstance(t, Tensor):
-        raise TypeError(f"{op}: {name} must be a tensor, got {type(t).__name__}")
-    if t.dtype not in _DTYPES:
-        raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {t.dtype}")
-    if x is not None and t.device != x.device:
-        raise ValueError(f"{op}: {name} is on {t.device} and x on {x.device}; put both on one device")
-
-
 def _check(op: str, x, branch, modulations: dict[str, Tensor | None], norm, eps, gate_fn) -> None:
     """One walk over the arguments of any op of the family."""
-    _check_tensor(op, "x", x)
+    check_tensor(op, "x", x)
     if x.dim() != 3 or x.shape[2] == 0:
         raise ValueError(f"{op}: x must be [B, N, D] with D > 0, got {list(x.shape)}")
     if branch is not None:
-        _check_tensor(op, "branch", branch, x)
+        check_tensor(op, "branch", branch, x)
         if branch.shape != x.shape:
             raise ValueError(f"{op}: branch must have x's shape {list(x.shape)}, got {list(branch.shape)}")
     for name, t in modulations.items():
         if t is None:
             continue
-        _check_tensor(op, name, t, x)
+        check_tensor(op, name, t, x)
         b, n, d = x.shape
         n = 1 if name in ("weight", "bias") else n
         if not _is_modulation(t, b, n, d):
@@ -226,52 +217,52 @@ def _check(op: str, x, branch, modulations: dict[str, Tensor | None], norm, eps,
         raise ValueError(f"{op}: gate_fn must be 'identity' or 'sigmoid_one_minus', got {gate_fn!r}")
     if not eps >= 0:
         raise ValueError(f"{op}: eps must be a number >= 0, got {eps!r}")
-    _refuse_transforms(op, (x, branch, *modulations.values()))
-
-
-def _refuse_transforms(op: str, tensors: tuple[Tensor | None, ...]) -> None:
-    """vmap and forward-mode AD would be wrong without a word on some implementations: refused by name on all."""
-    if torch.compiler.is_compiling():
-        return
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        raise NotImplementedError(f"{op}: torch.func transforms (vmap, jvp, grad) are not supported; use autograd")
-    if torch.autograd.forward_ad._current_level >= 0 and any(
-        t is not None and torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in tensors
-    ):
-        raise NotImplementedError(f"{op}: forward-mode differentiation (jvp) is not supported; use reverse mode")
+    refuse_transforms(op, (x, branch, *modulations.values()))
 
 
 def _check_adaln_modulate(x, scale, shift, *, weight=None, bias=None, norm="layer", eps=1e-6):
     modulations = {"scale": scale, "shift": shift, "weight": weight, "bias": bias}
     _check("adaln_modulate", x, None, modulations, norm, eps, "identity")
-    return x, scale, shift, weight, bias
+    return (x, scale, shift, weight, bias), None
 
 
 def _check_gated_residual(x, branch, gate, *, gate_fn="identity"):
-    _check_tensor("gated_residual", "branch", branch)
+    check_tensor("gated_residual", "branch", branch)
     _check("gated_residual", x, branch, {"gate": gate}, None, 0.0, gate_fn)
-    return x, branch, gate
+    return (x, branch, gate), None
 
 
 def _check_gated_residual_adaln(
     x, branch, gate, scale, shift, *, weight=None, bias=None, norm="layer", eps=1e-6, gate_fn="identity"
 ):
-    _check_tensor("gated_residual_adaln", "branch", branch)
+    check_tensor("gated_residual_adaln", "branch", branch)
     modulations = {"gate": gate, "scale": scale, "shift": shift, "weight": weight, "bias": bias}
     _check("gated_residual_adaln", x, branch, modulations, norm, eps, gate_fn)
-    return x, branch, gate, scale, shift, weight, bias
+    return (x, branch, gate, scale, shift, weight, bias), None
 
 
-def _limits(backend: str, x: Tensor) -> str | None:
+def _limits(backend: str, tensors: backends.Tensors, options: None) -> str | None:
     if backend == "triton":
         from presto_kernels.ops.modulation import triton_kernels
 
-        return triton_kernels.limits(x.shape[2])
+        assert tensors[0] is not None
+        return triton_kernels.limits(tensors[0].shape[2])
     return None
 
 
-_ADALN_MODULATE = backends.Op("adaln_modulate", _IMPLEMENTATIONS, _check_adaln_modulate, _limits)
-_GATED_RESIDUAL = backends.Op("gated_residual", _IMPLEMENTATIONS, _check_gated_residual, _limits)
-_GATED_RESIDUAL_ADALN = backends.Op("gated_residual_adaln", _IMPLEMENTATIONS, _check_gated_residual_adaln, _limits)
+def _bucket(tensors: backends.Tensors, options: None) -> tuple[str, int]:
+    """By elements of x: the family is bound by memory."""
+    assert tensors[0] is not None
+    return "", tensors[0].numel()
+
+
+_ADALN_MODULATE, _GATED_RESIDUAL, _GATED_RESIDUAL_ADALN = (
+    backends.Op(name, _IMPLEMENTATIONS, check, _limits, _bucket)
+    for name, check in (
+        ("adaln_modulate", _check_adaln_modulate),
+        ("gated_residual", _check_gated_residual),
+        ("gated_residual_adaln", _check_gated_residual_adaln),
+    )
+)
 for _op in (_ADALN_MODULATE, _GATED_RESIDUAL, _GATED_RESIDUAL_ADALN):
     backends.register(_op)

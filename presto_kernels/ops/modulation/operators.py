@@ -17,6 +17,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from presto_kernels.ops.operators import define
+
 NORMS = {None: 0, "layer": 1, "rms": 2}
 GATE_FNS = {"identity": 0, "sigmoid_one_minus": 1}
 
@@ -45,11 +47,8 @@ def _seam_backward_fake(
     )
 
 
-for _name in ("seam", "seam_triton"):
-    torch.library.define(f"presto_kernels::{_name}", _FORWARD)
-    torch.library.define(f"presto_kernels::{_name}_backward", _BACKWARD)
-    torch.library.register_fake(f"presto_kernels::{_name}", _seam_fake)
-    torch.library.register_fake(f"presto_kernels::{_name}_backward", _seam_backward_fake)
+define("seam", _FORWARD, _seam_fake)
+define("seam_backward", _BACKWARD, _seam_backward_fake)
 
 
 def forward_operator(backend: str):
@@ -65,4 +64,4 @@ def forward_operator(backend: str):
 def backward_operator(backend: str):
     """The backward operator that belongs to :func:`forward_operator`."""
     operators = torch.ops.presto_kernels
-    return operators.seam_triton_backward.default if backend == "triton" else operators.seam_backward.default
+    return operators.seam_backward_triton.default if backend == "triton" else operators.seam_backward.default

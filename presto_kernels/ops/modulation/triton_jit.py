@@ -33,19 +33,10 @@ nothing is specialised on a value, and what code generation may know of alignmen
 # No `from __future__ import annotations`: Triton reads the annotations themselves.  Loops over a run-time count are
 # `while`, because Triton 3.6's interpreter cannot give one to range() under numpy >= 2.4, and a constexpr count would
 # compile for every length.
-import inspect
-
 import triton
 import triton.language as tl
 
-INTERPRETING = bool(triton.knobs.runtime.interpret)
-INTERPRETED = tl.constexpr(INTERPRETING)
-
-
-def _kernel(function):
-    """``triton.jit`` that compiles for no value or alignment but the constexpr ones."""
-    names = [name for name, p in inspect.signature(function).parameters.items() if p.annotation is not tl.constexpr]
-    return triton.jit(function, do_not_specialize=names)
+from presto_kernels.ops.triton_common import kernel, round_to
 
 
 @triton.jit
@@ -64,22 +55,10 @@ def _load(pointer, b, n, batch_stride, row_stride, cols, mask, VECTOR: tl.conste
 
 
 @triton.jit
-def _round(value, dtype: tl.constexpr):
-    """fp32 to dtype, to nearest even."""
-    if INTERPRETED and dtype == tl.bfloat16:
-        # The interpreter cuts the low bits off: add what makes that a rounding (NaN and infinity stay as they are).
-        bits = value.to(tl.uint32, bitcast=True)
-        bits = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) << 16
-        rounded = bits.to(tl.float32, bitcast=True)
-        value = tl.where(tl.abs(value) < float("inf"), rounded, value)
-    return value.to(dtype)
-
-
-@triton.jit
 def _store(pointer, row, value, cols, mask, D: tl.constexpr, VECTOR: tl.constexpr):
     """Write rows of a contiguous [rows, D] tensor."""
     at = _addresses(pointer, row, row, D, 0, cols, VECTOR)
-    tl.store(at, _round(value, pointer.dtype.element_ty), mask=mask)
+    tl.store(at, round_to(value, pointer.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -89,7 +68,7 @@ def _gate(gate, GATE_FN: tl.constexpr):
     return gate
 
 
-@_kernel
+@kernel
 def seam_forward(
     x,
     branch,
@@ -137,7 +116,7 @@ def seam_forward(
         if gate is not None:
             update *= _gate(_load(gate, b, n, gate_batch, gate_row, cols, mask, VECTOR), GATE_FN)
         # The next kernel will read x' rounded, so the statistics are those of the rounded x'.
-        value = _round(value + update, x_new.dtype.element_ty).to(tl.float32)
+        value = round_to(value + update, x_new.dtype.element_ty).to(tl.float32)
         _store(x_new, row, value, cols, mask, D, VECTOR)
     if NORM != 0:
         mean = tl.zeros([GROUP, 1], tl.float32)
@@ -177,7 +156,7 @@ def _store_total(total, out, slot, cols, D: tl.constexpr, PER_TOKEN: tl.constexp
         _store(out, slot, tl.sum(total, axis=0, keep_dims=True), cols, cols < D, D, VECTOR)
 
 
-@_kernel
+@kernel
 def seam_backward_rows(
     grad_x,
     grad_h,
@@ -307,7 +286,7 @@ def _sum_terms(rows, out, terms, step, D: tl.constexpr, TERMS: tl.constexpr, COL
         _store_total(total, out, i, cols, D, False, VECTOR)
 
 
-@_kernel
+@kernel
 def seam_backward_sums(
     gate_rows,
     scale_rows,

@@ -7,8 +7,6 @@ interpreter (TRITON_INTERPRET=1), for CPU tensors too.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +15,8 @@ import triton
 from torch import Tensor
 
 from presto_kernels.ops.modulation import operators
-from presto_kernels.ops.modulation.triton_jit import INTERPRETING, seam_backward_rows, seam_backward_sums, seam_forward
+from presto_kernels.ops.modulation.triton_jit import seam_backward_rows, seam_backward_sums, seam_forward
+from presto_kernels.ops.triton_common import Launch, implement, multiprocessors, on
 
 
 @dataclass(frozen=True)
@@ -55,25 +54,6 @@ MAX_ROWS = 2**31 - 2**16  # row numbers are 32-bit, with room for the last progr
 def limits(dim: int) -> str | None:
     """Why rows of ``dim`` elements cannot be taken, or None."""
     return f"rows of {dim} elements are wider than {MAX_DIM}, what one program holds" if dim > MAX_DIM else None
-
-
-@dataclass(frozen=True)
-class Launch:
-    """A kernel with all that it is launched with; :mod:`presto_kernels.testing.aot` compiles from the same object."""
-
-    kernel: Any
-    grid: tuple[int, ...]
-    arguments: dict[str, Any]
-    num_warps: int
-    registers: int | None = None  # at most so many per thread
-
-    @property
-    def options(self) -> dict[str, Any]:
-        # Fusion is stated because Triton 3.10 changes the default.
-        return {"num_warps": self.num_warps, "maxnreg": self.registers, "enable_fp_fusion": True}
-
-    def run(self) -> None:
-        self.kernel[self.grid](**self.arguments, **self.options)
 
 
 _MODULATIONS = ("gate", "scale", "shift", "weight", "bias")
@@ -213,18 +193,6 @@ def plan_backward(
     return launches
 
 
-@functools.cache
-def _multiprocessors(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).multi_processor_count
-    return 4  # the interpreter: few, so that programs take several groups of rows
-
-
-def _on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Triton launches on the current device."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
-
-
 def _check_size(x: Tensor) -> None:
     if x.shape[0] * x.shape[1] > MAX_ROWS:
         raise ValueError(f"x: {list(x.shape)} has more than {MAX_ROWS} rows; split the batch")
@@ -250,7 +218,7 @@ def _seam(
     h = x.new_empty(x.shape) if norm else None
     stats = x.new_empty((x.shape[0], x.shape[1], 2), dtype=torch.float32) if norm else None
     if x.numel():
-        with _on(x.device):
+        with on(x.device):
             plan_forward(
                 x, branch, gate, scale, shift, weight, bias, x_new, h, stats, norm=norm, gate_fn=gate_fn, eps=eps
             ).run()
@@ -294,7 +262,7 @@ def _seam_backward(
         if name not in wanted:
             grad.zero_()
     if wanted:
-        with _on(x.device):
+        with on(x.device):
             for launch in plan_backward(
                 grad_x,
                 grad_h if norm else None,
@@ -308,12 +276,11 @@ def _seam_backward(
                 wanted,
                 norm=norm,
                 gate_fn=gate_fn,
-                multiprocessors=_multiprocessors(x.device),
+                multiprocessors=multiprocessors(x.device),
             ):
                 launch.run()
     return tuple(grads[name] if name in grads else x.new_empty(0) for name in owners)
 
 
-for _device in ("cuda", "cpu") if INTERPRETING else ("cuda",):
-    torch.library.impl("presto_kernels::seam_triton", _device, _seam)
-    torch.library.impl("presto_kernels::seam_triton_backward", _device, _seam_backward)
+implement("seam_triton", _seam)
+implement("seam_backward_triton", _seam_backward)

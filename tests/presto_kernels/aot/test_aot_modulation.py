@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from presto_kernels.testing import aot
+from presto_kernels.testing import aot, aot_modulation
 
 # A multiprocessor has 65536 registers.  Triton's programs:
 TRITON_REGISTERS = {
@@ -30,7 +30,7 @@ ARCHS = [80, 90, 100]
 def triton_records():
     pytest.importorskip("triton", reason="triton is not installed")
     try:
-        return aot.compile_triton()
+        return aot.compile_triton(families=("modulation",))
     except aot.Unavailable as missing:
         pytest.skip(str(missing))
 
@@ -38,7 +38,7 @@ def triton_records():
 @pytest.fixture(scope="module")
 def cuda_records():
     try:
-        return aot.compile_cuda()
+        return aot.compile_cuda(families=("modulation",))
     except aot.Unavailable as missing:
         pytest.skip(str(missing))
 
@@ -85,11 +85,11 @@ def test_triton_counts_are_those_of_the_formula(triton_records):
 def test_unaligned_rows_would_show(monkeypatch):
     """The counts can fail: without the alignment flag the same kernel reads 2 bytes at a time."""
     pytest.importorskip("triton", reason="triton is not installed")
-    launch = aot.launches(aot.Call("gated_residual_adaln"), torch.bfloat16, 1001)[0]
-    monkeypatch.setattr(aot, "launches", lambda *_: [launch])
-    monkeypatch.setattr(aot, "CALLS", aot.CALLS[:1])
+    launch = aot_modulation.launches(aot_modulation.Call("gated_residual_adaln"), torch.bfloat16, 1001)[0]
+    monkeypatch.setattr(aot_modulation, "launches", lambda *_: [launch])
+    monkeypatch.setattr(aot_modulation, "CALLS", aot_modulation.CALLS[:1])
     try:
-        (record,) = aot.compile_triton((90,))
+        (record,) = aot.compile_triton((90,), families=("modulation",))
     except aot.Unavailable as missing:
         pytest.skip(str(missing))
     assert record.loads16 == 0 and record.stores16 == 0 and record.loads_other > 2, record
@@ -123,7 +123,7 @@ def test_cuda_accesses_are_16_bytes_wide(cuda_records, arch):
 
 def test_results_are_kept(tmp_path, monkeypatch):
     """A second run compiles nothing, and what was there before is not trusted for another source."""
-    record = aot.AotRecord("k", "cuda", 90, "bf16", "", 1, 0, 0, 1, 0, 1, 0)
+    record = aot.AotRecord("k", "cuda", 90, "bf16", "", 1, 0, 0, 1, 0, 1, 0, 0, 0, 0)
     calls = []
 
     def job(key):

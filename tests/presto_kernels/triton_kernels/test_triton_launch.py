@@ -16,7 +16,8 @@ from triton.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
 from presto_kernels.ops.modulation import triton_kernels
-from presto_kernels.testing import aot
+from presto_kernels.ops.triton_common import Launch
+from presto_kernels.testing import aot, aot_modulation
 
 HERE = Path(__file__).parent
 
@@ -35,7 +36,7 @@ def test_results_in_the_interpreter():
     assert int(passed.group(1)) > 50
 
 
-def specialisation(launch: triton_kernels.Launch) -> list[tuple]:
+def specialisation(launch: Launch) -> list[tuple]:
     """What Triton's launcher looks a compiled kernel up by, for each argument: its type, and what it specialises on."""
     bind = create_function_from_signature(
         launch.kernel.signature, launch.kernel.params, make_backend(GPUTarget("cuda", 90, 32))
@@ -43,22 +44,22 @@ def specialisation(launch: triton_kernels.Launch) -> list[tuple]:
     return bind(**launch.arguments)[1]
 
 
-def compiled(launches: list[triton_kernels.Launch]) -> set[str]:
+def compiled(launches: list[Launch]) -> set[str]:
     """The kernels that Triton would compile for these launches."""
     return {repr((launch.kernel.fn.__name__, specialisation(launch), launch.options)) for launch in launches}
 
 
 LENGTHS = (1, 7, 16, 33, 48, 100, 1379, 1380, 70000)
-SEAM = aot.Call("gated_residual_adaln", weight="D", bias="D")
+SEAM = aot_modulation.Call("gated_residual_adaln", weight="D", bias="D")
 
 
 def test_a_launch_names_the_arguments_of_its_kernel_and_no_others():
-    for launch in aot.launches(SEAM, torch.bfloat16, 64):
+    for launch in aot_modulation.launches(SEAM, torch.bfloat16, 64):
         assert set(launch.arguments) == {parameter.name for parameter in launch.kernel.params}
 
 
 def test_aot_compiles_what_the_launcher_would():
-    for launch in aot.launches(SEAM, torch.bfloat16, 1024):
+    for launch in aot_modulation.launches(SEAM, torch.bfloat16, 1024):
         types, constants = aot.signature(launch)
         for (name, type_), (jit_type, jit_value) in zip(types.items(), specialisation(launch), strict=True):
             assert type_ == jit_type, name
@@ -67,17 +68,17 @@ def test_aot_compiles_what_the_launcher_would():
 
 @pytest.mark.parametrize("dim", [1024, 1000, 1001, 24])
 def test_one_compile_for_every_length(dim):
-    kernels = [compiled(aot.launches(SEAM, torch.bfloat16, dim, batch=2, tokens=n)) for n in LENGTHS]
+    kernels = [compiled(aot_modulation.launches(SEAM, torch.bfloat16, dim, batch=2, tokens=n)) for n in LENGTHS]
     assert len(kernels[0]) == 4  # forward; backward rows; sums of gate, scale, shift; sums of weight, bias
     assert set.union(*kernels) == kernels[0]
 
 
 def test_one_compile_for_every_batch_that_shares_nothing_new():
-    kernels = [compiled(aot.launches(SEAM, torch.bfloat16, 1024, batch=b)) for b in (2, 3, 16, 65)]
+    kernels = [compiled(aot_modulation.launches(SEAM, torch.bfloat16, 1024, batch=b)) for b in (2, 3, 16, 65)]
     assert set.union(*kernels) == kernels[0]
 
 
-def forward(x: torch.Tensor) -> triton_kernels.Launch:
+def forward(x: torch.Tensor) -> Launch:
     h, stats = torch.empty(x.shape, dtype=x.dtype), torch.empty(*x.shape[:2], 2)
     return triton_kernels.plan_forward(
         x, None, None, None, None, None, None, None, h, stats, norm=1, gate_fn=0, eps=1e-6

@@ -95,7 +95,7 @@ def forward_and_backward(case: Case, needs: int = 127, use=("x", "h")) -> list[t
     return [
         x_new,
         h,
-        *torch.ops.presto_kernels.seam_triton_backward(*grads, x_new, stats, *given, 1, 0, needs),
+        *torch.ops.presto_kernels.seam_backward_triton(*grads, x_new, stats, *given, 1, 0, needs),
     ]
 
 
@@ -161,7 +161,7 @@ def test_opcheck_on_permuted_layouts():
     x_new, h, stats = torch.ops.presto_kernels.seam_triton(*inputs, 2, 1, 1e-6)
     permuted = h.transpose(1, 2).contiguous().transpose(1, 2)
     torch.library.opcheck(
-        torch.ops.presto_kernels.seam_triton_backward, (x_new, permuted, x_new, stats, *inputs[1:], 2, 1, 63)
+        torch.ops.presto_kernels.seam_backward_triton, (x_new, permuted, x_new, stats, *inputs[1:], 2, 1, 63)
     )
 
 
@@ -213,8 +213,8 @@ BROKEN = {
     ),
     "norm of x, not x'": (
         "seam_forward",
-        "value = _round(value + update, x_new.dtype.element_ty).to(tl.float32)",
-        "stored = _round(value + update, x_new.dtype.element_ty).to(tl.float32)",
+        "value = round_to(value + update, x_new.dtype.element_ty).to(tl.float32)",
+        "stored = round_to(value + update, x_new.dtype.element_ty).to(tl.float32)",
         Case("gated_residual_adaln", tokens=5),
     ),
     "mean(dy) forgotten": (
@@ -258,7 +258,7 @@ def test_the_tolerance_catches(name, dtype, tmp_path, monkeypatch):
 def test_bitwise_equality_catches_a_norm_of_the_unrounded_x(tmp_path, monkeypatch):
     broken = mutant(
         tmp_path,
-        "value = _round(value + update, x_new.dtype.element_ty).to(tl.float32)\n",
+        "value = round_to(value + update, x_new.dtype.element_ty).to(tl.float32)\n",
         "value = value + update\n",
     )
     monkeypatch.setattr(triton_kernels, "seam_forward", broken.seam_forward)
