@@ -13,6 +13,7 @@ from typing import Any
 from rich.table import Table
 
 from bench import counting, machine, show
+from bench.op_cases import OPS
 from bench.results import Row, write_json
 from presto_kernels.testing.aot import ARCHS, AotRecord, compile_all
 
@@ -55,17 +56,20 @@ def _is_shown(row: Row) -> bool:
 
 
 def _count(record: AotRecord) -> counting.Count | None:
-    """What the op must do; None for kernels that only finish sums."""
-    op = record.variant.split(",")[0] if record.implementation == "triton" else "gated_residual_adaln"
+    """What the op must do, for the AdaLN family; None for kernels that only finish sums."""
+    name = record.variant.split(",")[0] if record.implementation == "triton" else "gated_residual_adaln"
+    if not record.kernel.startswith("seam_"):
+        return None
     if "forward" in record.kernel:
-        formulas = counting.FORWARD
+        formula = OPS[name].forward
     elif record.kernel.endswith(("rows", "columns")):
-        formulas = counting.BACKWARD
+        formula = OPS[name].backward
     else:
         return None
+    assert formula is not None
     width = re.search(r"D=(\d+)", record.variant)
     dtype = machine.DTYPES.get(record.dtype.split("/")[0], machine.DTYPES["bf16"])
-    return formulas[op]((BATCH, TOKENS, int(width[1]) if width else WIDTH), dtype.itemsize)
+    return formula((BATCH, TOKENS, int(width[1]) if width else WIDTH), dtype.itemsize)
 
 
 def kernel_table(implementation: str, rows: Sequence[Row]) -> Table:
@@ -74,7 +78,7 @@ def kernel_table(implementation: str, rows: Sequence[Row]) -> Table:
     for row in rows:
         kernels[row["kernel"], row["variant"], row["dtype"]].append(row)
     targets = "/".join(str(arch) for arch in sorted({row["arch"] for row in rows}))
-    columns = ("kernel", f"regs {targets}", "spills", "shared", "16 B", "narrower", "MB", "MFLOP")
+    columns = ("kernel", f"regs {targets}", "spills", "shared", "16 B", "narrower", "matrix", "MB", "MFLOP")
     cells = []
     for (kernel, variant, dtype), of_it in kernels.items():
         of_it = sorted(of_it, key=lambda row: row["arch"])
@@ -90,6 +94,7 @@ def kernel_table(implementation: str, rows: Sequence[Row]) -> Table:
                 pick(max, "shared"),
                 pick(min, "loads16", "stores16"),
                 pick(max, "loads_other", "stores_other"),
+                "/".join(str(row["hmma"] + row["hgmma"] + row["tcgen05"]) for row in of_it),
                 show.number(of_it[0]["bytes"] / 1e6) if of_it[0]["bytes"] else None,
                 show.number(of_it[0]["flops"] / 1e6) if of_it[0]["flops"] else None,
             )

@@ -61,10 +61,15 @@ stage() {
 stage build 170 "$python" setup.py build_ext --inplace
 stage environment 30 "$python" -m presto_kernels.env_report
 stage tests 160 "$python" -m pytest tests/gpu -p no:cacheprovider -o console_output_style=classic --junitxml="$out/tests.xml"
-stage ops 130 "$python" -m bench ops --device cuda --backward --seconds 1.5 --rounds 60 \
-    --ops gated_residual_adaln adaln_modulate gated_residual --shapes 2x1379x1024 4x1379x1024 1x1379x1024 --json "$out/ops.json"
-stage latency 150 "$python" -m bench latency --device cuda --config presto-32s --steps 4 --dtype bf16 --seconds 20 \
+stage ops 60 "$python" -m bench ops --device cuda --backward --seconds 1 --rounds 60 \
+    --ops gated_residual_adaln adaln_modulate gated_residual --shapes 2x1379x1024 --json "$out/ops.json"
+stage attention 60 "$python" -m bench ops --device cuda --backward --seconds 1 --rounds 60 \
+    --ops attention --shapes 1x1379x16x64 8x1379x16x64 --json "$out/ops-attention.json"
+stage latency 120 "$python" -m bench latency --device cuda --config presto-32s --steps 4 --dtype bf16 --seconds 20 \
     --json "$out/latency.json"
+stage others 90 "$python" -m bench ops --device cuda --backward --seconds 0.5 --rounds 60 --first \
+    --ops qk_norm_rope swiglu geglu snake edm_denoise renoise attention_cross --json "$out/ops-others.json"
+stage tune 60 "$python" -m bench tune --device cuda --dtype bf16 --seconds 0.1 --folder "$out"
 stage profile 60 "$python" -m bench steps --device cuda --config presto-32s --steps 4 --dtype bf16 --seconds 4 \
     --kernels "$out/kernels.txt" --json "$out/steps.json"
 

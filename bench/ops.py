@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,10 +26,11 @@ COPY = "copy"
 class OpsOptions:
     """Every fused op over real shapes, beside eager PyTorch, torch.compile and a plain copy of the same bytes."""
 
-    shapes: tuple[str, ...] = option(
-        ("1x1379x1024", "2x1379x1024", "1x1025x1536", "2x1379x1000", "1x216x1024"), "activations, BxNxD"
+    shapes: tuple[str, ...] = option((), "such as 2x1379x1024 (BxNxD for the AdaLN family); without it each op's own")
+    ops: tuple[str, ...] = option(
+        tuple(name for name, op in OPS.items() if op.default), "which ops", choices=tuple(OPS)
     )
-    ops: tuple[str, ...] = option(tuple(OPS), "which ops", choices=tuple(OPS))
+    first: bool = option(False, "only the first shape of each op")
     dtype: tuple[str, ...] = option(("bf16",), "dtypes of activations and modulations", choices=tuple(machine.DTYPES))
     device: str | None = option(None, "cpu or cuda; without it cuda where there is one", choices=("cpu", "cuda"))
     backward: bool = option(False, "time the backward as well as the forward")
@@ -54,11 +58,11 @@ def run(options: OpsOptions) -> int:
         return aot.run(options.json)
     device = machine.pick_device(options.device)
     cases = [
-        Case(OPS[op], parse_shape(shape), dtype, backward, device)
+        Case(OPS[op], OPS[op].parse(shape), dtype, backward, device)
         for op in options.ops
         for dtype in options.dtype
-        for backward in ((False, True) if options.backward else (False,))
-        for shape in options.shapes
+        for backward in ((False, True) if options.backward and OPS[op].backward else (False,))
+        for shape in options.shapes or OPS[op].shapes[: 1 if options.first else None]
     ]
     with show.stage("copy and matmul ceilings"):
         ceilings = machine.measure_ceilings(device, options.dtype)
@@ -80,24 +84,42 @@ def run(options: OpsOptions) -> int:
     return 1 if report.refused else 0
 
 
-def parse_shape(text: str) -> tuple[int, int, int]:
-    sizes = text.split("x")
-    if len(sizes) != 3 or not all(size.isdigit() and int(size) > 0 for size in sizes):
-        raise SystemExit(f"--shapes: {text!r} is no BxNxD such as 2x1379x1024")
-    return int(sizes[0]), int(sizes[1]), int(sizes[2])
-
-
 def implementations(case: Case, *, compiled: bool) -> list[Implementation]:
     """Eager, torch.compile of it (fresh and static: no dynamic-shape variant is timed), and presto's backends."""
     found = [Implementation("eager", case.op.eager)]
     if compiled:
         torch._dynamo.reset()
         found.append(Implementation("compile", torch.compile(case.op.eager, dynamic=False, fullgraph=True)))
-    there = presto_kernels.available_backends()[case.op.name]
-    for backend in ("cpu", "reference") if case.device.type == "cpu" else ("cuda", "triton", "reference"):
-        if backend in there:
-            found.append(Implementation(f"presto {backend}", case.op.presto, backend))
+    beside = dict(case.op.baselines) | (dict(case.op.cuda_baselines) if case.device.type == "cuda" else {})
+    found += [Implementation(name, function) for name, function in beside.items()]
+    return [*found, *(Implementation(f"presto {name}", case.op.presto, name) for name in backends(case))]
+
+
+def backends(case: Case) -> list[str]:
+    """Presto's implementations that take this case, the reference last."""
+    name, arguments = public_call(case)
+    found = []
+    for backend in presto_kernels.available_backends()[name]:
+        try:
+            with forced(case, backend):
+                presto_kernels.explain(name, **arguments)
+        except ValueError:
+            continue
+        found.append(backend)
     return found
+
+
+def public_call(case: Case) -> tuple[str, dict[str, Any]]:
+    """The public op and its arguments, as `explain` takes them."""
+    tensors = dict(zip(case.op.tensors, case.inputs(seed=0), strict=True))
+    return case.op.public or case.op.name, tensors | case.constants()
+
+
+def forced(case: Case, backend: str | None) -> contextlib.AbstractContextManager[None]:
+    """`use_backend` for this op: attention has implementations that no other op has."""
+    if (case.op.public or case.op.name) == "attention":
+        return presto_kernels.use_backend(attention=backend)
+    return presto_kernels.use_backend(backend)
 
 
 def measure_case(case: Case, options: OpsOptions, report: Report, label: str) -> tuple[list[Row], bool]:
@@ -131,10 +153,12 @@ def measure_case(case: Case, options: OpsOptions, report: Report, label: str) ->
 
 def check_implementation(case: Case, implementation: Implementation) -> float:
     """Raises `checks.WrongResult` unless outputs (forward) or gradients (backward) agree with float64."""
-    inputs = case.inputs(seed=1)
-    plain = _results(case, case.op.eager, inputs)
-    oracle = _results(case, case.op.eager, tuple(t.detach().double().requires_grad_(case.backward) for t in inputs))
-    with presto_kernels.use_backend(implementation.backend):
+    if implementation.name in case.op.unchecked:
+        return 0.0
+    inputs, formula = case.inputs(seed=1), case.op.oracle or case.op.eager
+    plain = _results(case, formula, inputs)
+    oracle = _results(case, formula, tuple(t.detach().double().requires_grad_(case.backward) for t in inputs))
+    with forced(case, implementation.backend):
         results = _results(case, implementation.function, inputs)
     names = [f"d {name}" for name in case.op.tensors] if case.backward else case.op.results
     return checks.check(implementation.name, results, oracle, plain, names, rowwise=True)
@@ -143,8 +167,8 @@ def check_implementation(case: Case, implementation: Implementation) -> float:
 def _results(case: Case, function: Callable[..., Outputs], inputs: Outputs) -> Outputs:
     if not case.backward:
         with torch.no_grad():
-            return function(*inputs)
-    outputs = function(*inputs)
+            return function(*inputs, **case.constants())
+    outputs = function(*inputs, **case.constants())
     # The float64 oracle gets the very gradients that the others get: random ones, rounded to the case's dtype.
     grads = op_timers.random_grads(outputs, seed=0, dtype=machine.DTYPES[case.dtype])
     return torch.autograd.grad(outputs, inputs, grads)
@@ -154,7 +178,7 @@ def copy_of_same_bytes(case: Case) -> Implementation:
     """Reads half of the case's bytes and writes the other half, with PyTorch's plainest elementwise kernel (neg)."""
     sources: dict[int, Tensor] = {}
 
-    def copy(*inputs: Tensor) -> Outputs:
+    def copy(*inputs: Tensor, **constants: object) -> Outputs:
         key = inputs[0].data_ptr()
         if key not in sources:
             sources[key] = torch.randn(case.count.bytes // 8, device=case.device)
@@ -166,12 +190,13 @@ def copy_of_same_bytes(case: Case) -> Implementation:
 def _timer(case: Case, implementation: Implementation, sets: list[Outputs], mode: str) -> measure.Measure:
     """A measure of one implementation, with its backend forced only around it."""
     backward = case.backward and implementation.name != COPY
-    with presto_kernels.use_backend(implementation.backend), torch.set_grad_enabled(backward):
+    function = functools.partial(implementation.function, **case.constants())
+    with forced(case, implementation.backend), torch.set_grad_enabled(backward):
         make = op_timers.backward if backward else op_timers.forward
-        timer = make(implementation.function, sets, mode, case.device)
+        timer = make(function, sets, mode, case.device)
 
     def measured(part: int) -> float:
-        with presto_kernels.use_backend(implementation.backend), torch.set_grad_enabled(backward):
+        with forced(case, implementation.backend), torch.set_grad_enabled(backward):
             return timer(part)
 
     return measured
@@ -179,8 +204,8 @@ def _timer(case: Case, implementation: Implementation, sets: list[Outputs], mode
 
 def _auto(case: Case) -> str:
     """Name of the implementation that presto's dispatch takes for this case."""
-    names = dict(zip(case.op.tensors, case.inputs(seed=0), strict=True))
-    return f"presto {presto_kernels.explain(case.op.name, **names).backend}"
+    name, arguments = public_call(case)
+    return f"presto {presto_kernels.explain(name, **arguments).backend}"
 
 
 def _rows(case: Case, samples: measure.Samples, mode: str, report: Report) -> list[Row]:
@@ -188,7 +213,8 @@ def _rows(case: Case, samples: measure.Samples, mode: str, report: Report) -> li
     if not samples.rounds:
         return []
     auto, count, rows = _auto(case), case.count, []
-    copy_gbs = report.meta["ceilings"]["copy_gbs"]
+    ceilings = report.meta["ceilings"]
+    copy_gbs, floor = ceilings["copy_gbs"], count.floor_ms(ceilings["copy_gbs"], ceilings["matmul_tflops"][case.dtype])
     for name in samples.times:
         p50 = float(np.median(samples.ms(name)))
         eager, compiled, copy = (
@@ -210,7 +236,10 @@ def _rows(case: Case, samples: measure.Samples, mode: str, report: Report) -> li
             "flops": count.flops,
             "flops_formula": count.flops_formula,
             "gbs": count.gbs(p50),
+            "tflops": count.tflops(p50),
             "share_of_copy_ceiling": count.gbs(p50) / copy_gbs,
+            "floor_ms": floor,
+            "share_of_floor": floor / p50,
             **ratio_fields("eager_over_this", eager),
             **ratio_fields("compile_over_this", compiled),
             **ratio_fields("this_over_copy", copy),
@@ -227,7 +256,7 @@ def _rows(case: Case, samples: measure.Samples, mode: str, report: Report) -> li
 
 def case_table(case: Case, rows: list[Row]) -> Table:
     """One case; * marks the implementation that presto's dispatch takes by itself."""
-    columns = ("implementation", "mode", "p50 ms", "p95 ms", "eager/it", "compile/it", "it/copy", "GB/s", "of copy")
+    columns = ("implementation", "mode", "p50 ms", "p95 ms", "eager/it", "compile/it", "it/copy", "GB/s", "of floor")
     cells = [
         (
             row["implementation"] + ("*" if row["auto"] else ""),
@@ -238,7 +267,7 @@ def case_table(case: Case, rows: list[Row]) -> Table:
             show.times(row.get("compile_over_this")),
             show.times(row.get("this_over_copy")),
             show.number(row["gbs"]),
-            show.percent(row["share_of_copy_ceiling"]),
+            show.percent(row["share_of_floor"]),
         )
         for row in rows
     ]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.table import Table
 
-from bench import latency, machine, op_profile, show
+from bench import counting_dit, latency, machine, op_profile, show
 from bench.cli import option
 from bench.generation import Generation, Implementation
 from bench.latency import PRESTO, REFERENCE
@@ -58,8 +59,11 @@ def run(options: StepsOptions) -> int:
                 raise KeyboardInterrupt
             rows = profile_step(generation, found, options, report)
             report.rows += rows
+            report.summary |= bound(rows)
             report.save(options.json)
             show.console.print(op_table(options, rows))
+            for line in bound_lines(report.summary):
+                show.console.print(line)
             if options.kernels is not None and PRESTO in found:
                 write_kernels(generation, found[PRESTO], options)
     except KeyboardInterrupt:
@@ -98,6 +102,42 @@ def profile_step(
         for kind, total in ((SUM, sum(medians.values())), (WHOLE, whole[name])):
             rows.append({"implementation": name, "step": options.step, "kind": kind, "ms_p50": total})
     return rows
+
+
+def bound(rows: list[Row]) -> dict[str, float]:
+    """What fusing everything but matrix products and attention could gain at most, and what was gained.
+
+    The bound is the reference's: all of its profile over its products and attention.  Attention of one's own may beat
+    it.
+    """
+    summary: dict[str, float] = {}
+    for name in (REFERENCE, PRESTO):
+        of_kind = {row["kind"]: row["ms_p50"] for row in rows if row["implementation"] == name}
+        if not of_kind:
+            continue
+        products = sum(of_kind[kind] for kind in counting_dit.PRODUCTS)
+        summary[f"{name}_products_and_attention_ms"] = round(products, 3)
+        summary[f"{name}_sum_ms"] = round(of_kind[SUM], 3)
+        summary[f"{name}_other_share"] = round(1 - products / of_kind[SUM], 4)
+        summary[f"{name}_step_ms"] = round(of_kind[WHOLE], 3)
+    if f"{PRESTO}_step_ms" in summary:
+        summary["bound"] = round(summary[f"{REFERENCE}_sum_ms"] / summary[f"{REFERENCE}_products_and_attention_ms"], 4)
+        summary["gain"] = round(summary[f"{REFERENCE}_step_ms"] / summary[f"{PRESTO}_step_ms"], 4)
+        summary["gain_over_bound"] = round(summary["gain"] / summary["bound"], 4)
+    return summary
+
+
+def bound_lines(summary: dict[str, Any]) -> list[str]:
+    """The bound and how near we are, in words."""
+    if "bound" not in summary:
+        return []
+    return [
+        f"not products or attention: reference {summary['reference_other_share']:.1%}, presto "
+        f"{summary['presto_other_share']:.1%} of the profile",
+        f"bound by fusing alone: {summary['reference_sum_ms']:.0f} ms over "
+        f"{summary['reference_products_and_attention_ms']:.0f} ms of products and attention = {summary['bound']:.3f}x",
+        f"gained: {summary['gain']:.3f}x, {summary['gain_over_bound']:.2f} of the bound",
+    ]
 
 
 def op_table(options: StepsOptions, rows: list[Row]) -> Table:

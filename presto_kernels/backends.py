@@ -120,13 +120,22 @@ def _forced_for(op: Op) -> str | None:
     return _forced_attention if _forced_attention is not None and op.name == "attention" else _forced
 
 
+def _bucket(op: Op, tensors: Tensors, options: Any) -> tuple[str, int]:
+    kind, size = op.bucket(tensors, options)
+    wants_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    return (f"{kind} training".lstrip() if wants_gradient else kind), size
+
+
+def filed_under(op_name: str, *args: object, **kwargs: object) -> tuple[str, int]:
+    """(kind, size) under which a measurement of this call belongs; for ``python -m bench tune``."""
+    return _bucket(_OPS[op_name], *_OPS[op_name].check(*args, **kwargs))
+
+
 def _ranked(op: Op, tensors: Tensors, options: Any) -> tuple[tuple[str, ...], tuple[str, str] | None]:
     """(implementations, best first; (reason, measured on) where they were measured)."""
     x = tensors[0]
     assert x is not None
-    kind, size = op.bucket(tensors, options)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
-        kind = f"{kind} training".lstrip()
+    kind, size = _bucket(op, tensors, options)
     # A compiled graph serves every length, so no length may choose: the largest measured one does.
     measured = tuned.lookup(op.name, x.device, x.dtype, kind, None if torch.compiler.is_compiling() else size)
     if measured is not None:

@@ -65,6 +65,11 @@ class Conditioning:
             None if self.lengths is None else self.lengths[samples],
         )
 
+    def text_mask(self) -> Tensor:
+        """bool ``[B, L]``: which tokens are text."""
+        positions = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        return positions < self._lengths().unsqueeze(1)
+
     def null(self) -> Conditioning:
         """No text, in the same shapes: the unconditional half of classifier-free guidance, and what training drops to.
 

@@ -9,10 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from presto_kernels import LayerSchedule, adaln_modulate, gated_residual_adaln
+from presto_kernels import (
+    LayerSchedule,
+    adaln_modulate,
+    attention,
+    gated_residual_adaln,
+    qk_norm_rope,
+    swiglu,
+)
 from presto_models.conditioning import Conditioning
 from presto_models.dit_config import DiTConfig
-from presto_models.embeddings import ConditionEmbedder, apply_rotary, rotary_tables
+from presto_models.embeddings import ConditionEmbedder, rotary_tables
 from presto_models.layer_dropping import Walk, mixed_walk, uniform_walk
 from presto_models.precomputed import Precomputed, Step, TextCache
 
@@ -30,17 +37,10 @@ class SelfAttention(nn.Module):
 
     def forward(self, h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """``[B, N, D]`` to ``[B, N, D]``."""
-        batch, length, dim = h.shape
-        heads = (batch, length, self.num_heads, dim // self.num_heads)
-        # The op reads rows of one head at their stride inside the projection, so q and k are never copied out of it.
-        q, k, v = self.qkv(h).view(batch * length, 3, *heads[2:]).unbind(1)
-        q = adaln_modulate(q, None, None, weight=self.q_norm, norm="rms", eps=self.eps)
-        k = adaln_modulate(k, None, None, weight=self.k_norm, norm="rms", eps=self.eps)
-        # A head's rows side by side in memory: rotary and attention on the CPU are a tenth faster for it, which pays
-        # for the copies many times over.
-        q, k, v = (t.view(heads).transpose(1, 2).contiguous() for t in (q, k, v))
-        y = F.scaled_dot_product_attention(apply_rotary(q, cos, sin), apply_rotary(k, cos, sin), v)
-        return self.out(y.transpose(1, 2).reshape(batch, length, dim))
+        # Both ops read the heads at their stride inside the projection: nothing is copied out of it.
+        q, k, v = self.qkv(h).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        q, k = qk_norm_rope(q, k, cos, sin, q_weight=self.q_norm, k_weight=self.k_norm, eps=self.eps)
+        return self.out(attention(q, k, v).flatten(2))
 
 
 class CrossAttention(nn.Module):
@@ -58,19 +58,16 @@ class CrossAttention(nn.Module):
 
     def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens ``[B, L, text_dim]`` to keys, already normalised, and values, each ``[B, L, H, Dh]``."""
-        batch, length, _ = tokens.shape
-        k, v = self.kv(tokens).view(batch * length, 2, self.num_heads, -1).unbind(1)
-        k = adaln_modulate(k, None, None, weight=self.k_norm, norm="rms", eps=self.eps)
-        return k.view(batch, length, self.num_heads, -1), v.view(batch, length, self.num_heads, -1)
+        k, v = self.kv(tokens).unflatten(-1, (2, self.num_heads, -1)).unbind(2)
+        return self._normalise(k, self.k_norm), v
 
-    def forward(self, h: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """``[B, N, D]`` to ``[B, N, D]``; mask ``[B, 1, 1, L]``, True where there is text."""
-        batch, length, dim = h.shape
-        q = self.q(h).view(batch * length, self.num_heads, -1)
-        q = adaln_modulate(q, None, None, weight=self.q_norm, norm="rms", eps=self.eps)
-        q = q.view(batch, length, self.num_heads, -1)
-        y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
-        return self.out(y.transpose(1, 2).reshape(batch, length, dim))
+    def forward(self, h: Tensor, k: Tensor, v: Tensor, lengths: Tensor | None) -> Tensor:
+        """``[B, N, D]`` to ``[B, N, D]``; lengths ``[B]``: how many of the tokens are text."""
+        q = self._normalise(self.q(h).unflatten(-1, (self.num_heads, -1)), self.q_norm)
+        return self.out(attention(q, k, v, key_lengths=lengths).flatten(2))
+
+    def _normalise(self, heads: Tensor, weight: Tensor) -> Tensor:
+        return qk_norm_rope(heads, None, None, None, q_weight=weight, eps=self.eps)[0]
 
 
 class SwiGLU(nn.Module):
@@ -83,9 +80,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """``[B, N, D]`` to ``[B, N, D]``."""
-        value, gate = self.up(h).chunk(2, dim=-1)
-        # In place where no gradient needs the gate: a fresh tensor of its size costs a CPU more than the arithmetic.
-        return self.down(value * F.silu(gate, inplace=not torch.is_grad_enabled()))
+        return self.down(swiglu(self.up(h)))
 
 
 class Block(nn.Module):
@@ -185,12 +180,12 @@ class DiT(nn.Module):
                 guidance=guidance,
                 blocks=walk.blocks,
             )
-            tokens, mask = self._text(conditioning)
+            tokens, lengths = self._text(conditioning)
             keys_values, rotary = None, None
         else:
             walk = Walk(precomputed.blocks, None, len(precomputed.blocks))
             modulation, rotary = precomputed.modulation, precomputed.rotary
-            tokens, mask, keys_values = conditioning.tokens, precomputed.text.mask, precomputed.text.keys_values
+            tokens, lengths, keys_values = conditioning.tokens, precomputed.text.lengths, precomputed.text.keys_values
             if rotary is not None and rotary[0].shape[0] != length:
                 raise ValueError(f"precomputed is for length {rotary[0].shape[0]}, x has length {length}")
         cos, sin = self._rotary(length, x.device) if rotary is None else rotary
@@ -200,16 +195,16 @@ class DiT(nn.Module):
         aside: list[tuple[Tensor, Tensor]] = []
         x, h = _regroup(x, h, walk, 0, aside)
         for position, index in enumerate(walk.blocks):
-            block, rows, text_mask = cast(Block, self.blocks[index]), modulation[position], mask
+            block, rows, text_lengths = cast(Block, self.blocks[index]), modulation[position], lengths
             if walk.active is not None:
                 active = walk.active[position]
-                rows, text_mask = rows[:active], None if mask is None else mask[:active]
+                rows, text_lengths = rows[:active], None if lengths is None else lengths[:active]
             cross = block.cross_attention
             k, v = cross.keys_values(tokens[: x.shape[0]]) if keys_values is None else keys_values[index]
             _, _, gate_attention, scale_mlp, shift_mlp, gate_mlp = rows.unbind(1)
             branch = block.self_attention(h, cos, sin)
             x, h = self._seam(x, branch, gate_attention, None, None, weight=block.cross_norm)
-            branch = cross(h, k, v, text_mask)
+            branch = cross(h, k, v, text_lengths)
             x, h = self._seam(x, branch, None, scale_mlp, shift_mlp)
             branch = block.mlp(h)
             x, h = self._seam(x, branch, gate_mlp, *_opening(modulation, walk, position + 1, x.shape[0]))
@@ -268,9 +263,10 @@ class DiT(nn.Module):
             blocks=union,
         )
         if text is None:
-            tokens, mask = self._text(conditioning)
+            tokens, lengths = self._text(conditioning)
             blocks = (cast(Block, block) for block in self.blocks)
-            text = TextCache(tuple(block.cross_attention.keys_values(tokens) for block in blocks), mask)
+            keys_values = tuple(block.cross_attention.keys_values(tokens) for block in blocks)
+            text = TextCache(keys_values, lengths, None if lengths is None else conditioning.text_mask())
         rotary = None if length is None else self._rotary(length, conditioning.tokens.device)
         final, position = len(union), {block: i for i, block in enumerate(union)}
         steps = []
@@ -323,15 +319,14 @@ class DiT(nn.Module):
         return tuple(parts)
 
     def _text(self, conditioning: Conditioning) -> tuple[Tensor, Tensor | None]:
-        """Tokens in the model's dtype with the padding zeroed, and the mask of keys, or None."""
+        """Tokens in the model's dtype with the padding zeroed, and how many are text, or None.
+
+        A padded token is never attended to; zeroing it keeps what it held, NaN too, out of the projections' gradients.
+        """
         tokens = conditioning.tokens.to(self.proj_in.weight.dtype)
         if conditioning.lengths is None:
             return tokens, None
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
-        lengths = conditioning.lengths.unsqueeze(1)
-        tokens = tokens.masked_fill((positions >= lengths).unsqueeze(2), 0)
-        # A sample with no text attends to its first, zeroed token: value 0, so result 0, and no softmax over nothing.
-        return tokens, (positions < lengths.clamp(min=1))[:, None, None]
+        return tokens.masked_fill(~conditioning.text_mask().unsqueeze(2), 0), conditioning.lengths
 
     def _rotary(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         return rotary_tables(length, self.config.rotary_size, base=self.config.rotary_base, device=device)

@@ -154,10 +154,11 @@ class ReferenceDiT(nn.Module):
             modulation = self._modulation(sigma, conditioning, kept, sigma_to, guidance)
             tokens, mask, rotary = conditioning.tokens.to(self.proj_in.weight.dtype), None, None
             if conditioning.lengths is not None:
-                positions = torch.arange(tokens.shape[1], device=tokens.device)
-                lengths = conditioning.lengths.unsqueeze(1)
-                tokens = tokens.masked_fill((positions >= lengths).unsqueeze(2), 0)
-                mask = (positions < lengths.clamp(min=1))[:, None, None]
+                mask = conditioning.text_mask()
+                tokens = tokens.masked_fill(~mask.unsqueeze(2), 0)
+        if mask is not None:
+            # SDPA over no key at all is NaN on some backends: without text the first, zeroed token is let through.
+            mask = torch.cat((torch.ones_like(mask[:, :1]), mask[:, 1:]), dim=1)[:, None, None]
         if rotary is None:
             rotary = rotary_tables(x.shape[1], config.rotary_size, base=config.rotary_base, device=x.device)
 

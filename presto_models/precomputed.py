@@ -12,10 +12,12 @@ class TextCache:
     """Every block's text keys and values: once per prompt, whatever the steps.
 
     ``keys_values``: for each block of the model (k, v), each ``[B, L, H, Dh]``, k already normalised.
-    ``mask``: bool ``[B, 1, 1, L]``, True where there is text, or None.
+    ``lengths``: ``[B]``, how many tokens are text, or None: all.  ``mask``: bool ``[B, L]``, the same as
+    :meth:`presto_models.Conditioning.text_mask` gives it, for attention that takes a mask.
     """
 
     keys_values: tuple[tuple[Tensor, Tensor], ...]
+    lengths: Tensor | None
     mask: Tensor | None
 
 

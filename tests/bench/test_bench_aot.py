@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from bench import aot, counting, show
+from bench import aot, show
+from bench.op_cases import OPS
 from presto_kernels.testing.aot import AotRecord, AotResult
 
 
@@ -22,6 +23,9 @@ def record(**changes):
         "loads_other": 0,
         "stores16": 2,
         "stores_other": 1,
+        "hmma": 0,
+        "hgmma": 0,
+        "tcgen05": 0,
     }
     return AotRecord(**made | changes)
 
@@ -29,19 +33,19 @@ def record(**changes):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, counting.adaln_modulate((2, 1379, 1024), 2)),
-        ({"dtype": "fp32"}, counting.adaln_modulate((2, 1379, 1024), 4)),
+        ({}, OPS["adaln_modulate"].forward((2, 1379, 1024), 2)),
+        ({"dtype": "fp32"}, OPS["adaln_modulate"].forward((2, 1379, 1024), 4)),
         (
             {"kernel": "seam_backward_rows", "variant": "gated_residual, sigmoid, D=1000"},
-            counting.gated_residual_backward((2, 1379, 1000), 2),
+            OPS["gated_residual"].backward((2, 1379, 1000), 2),
         ),
         (
             {"implementation": "cuda", "kernel": "seam_forward_rows", "dtype": "bf16/fp32/fp32", "variant": "<2, 2>"},
-            counting.gated_residual_adaln((2, 1379, 1024), 2),
+            OPS["gated_residual_adaln"].forward((2, 1379, 1024), 2),
         ),
         (
             {"implementation": "cuda", "kernel": "seam_backward_columns", "dtype": "any", "variant": ""},
-            counting.gated_residual_adaln_backward((2, 1379, 1024), 2),
+            OPS["gated_residual_adaln"].backward((2, 1379, 1024), 2),
         ),
     ],
 )

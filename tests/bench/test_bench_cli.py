@@ -107,7 +107,8 @@ def test_ops(tmp_path, capsys):
     file = tmp_path / "ops.json"
     status, output = run(
         capsys,
-        "ops --shapes 1x7x64 2x5x48 --dtype fp32 bf16 --device cpu --backward --no-compile"
+        "ops --ops adaln_modulate gated_residual gated_residual_adaln --shapes 1x7x64 2x5x48"
+        " --dtype fp32 bf16 --device cpu --backward --no-compile"
         " --rounds 5 --seconds 0.05 --json",
         file,
     )

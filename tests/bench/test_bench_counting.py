@@ -126,7 +126,8 @@ def test_operations_are_those_of_the_arithmetic_done_by_hand(op, backward):
 def test_forward_bytes_are_those_of_the_inputs_and_outputs(op, dtype):
     case = Case(OPS[op], SHAPE, dtype, False, CPU)
     inputs = case.inputs(0)
-    assert case.count.bytes == sum(t.nbytes for t in (*inputs, *case.op.eager(*inputs)))
+    read = [*inputs, *(t for t in case.constants().values() if isinstance(t, torch.Tensor))]
+    assert case.count.bytes == sum(t.nbytes for t in (*read, *case.op.eager(*inputs, **case.constants())))
 
 
 @pytest.mark.parametrize("op", list(OPS))
