@@ -7,6 +7,7 @@ Works with PyTorch alone; the compiled library (CPU, CUDA) and Triton are used w
 from presto_kernels.backends import Choice, available_backends, explain, use_backend
 from presto_kernels.layer_schedule import LayerSchedule
 from presto_kernels.ops.modulation.api import adaln_modulate, gated_residual, gated_residual_adaln
+from presto_kernels.ops.rotary.api import qk_norm_rope
 
 __all__ = [
     "Choice",
@@ -16,5 +17,6 @@ __all__ = [
     "explain",
     "gated_residual",
     "gated_residual_adaln",
+    "qk_norm_rope",
     "use_backend",
 ]

@@ -1,0 +1,1 @@
+"""Normalisation of queries and keys per head, and rotary position embedding."""
