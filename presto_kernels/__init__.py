@@ -6,6 +6,7 @@ Works with PyTorch alone; the compiled library (CPU, CUDA) and Triton are used w
 
 from presto_kernels.backends import Choice, available_backends, explain, use_backend
 from presto_kernels.layer_schedule import LayerSchedule
+from presto_kernels.ops.activation.api import geglu, snake, swiglu
 from presto_kernels.ops.modulation.api import adaln_modulate, gated_residual, gated_residual_adaln
 
 __all__ = [
@@ -16,5 +17,8 @@ __all__ = [
     "explain",
     "gated_residual",
     "gated_residual_adaln",
+    "geglu",
+    "snake",
+    "swiglu",
     "use_backend",
 ]
