@@ -6,6 +6,7 @@ Works with PyTorch alone; the compiled library (CPU, CUDA) and Triton are used w
 
 from presto_kernels.backends import Choice, available_backends, explain, use_backend
 from presto_kernels.layer_schedule import LayerSchedule
+from presto_kernels.ops.activation.api import geglu, snake, swiglu
 from presto_kernels.ops.modulation.api import adaln_modulate, gated_residual, gated_residual_adaln
 from presto_kernels.ops.rotary.api import qk_norm_rope
 
@@ -18,5 +19,8 @@ __all__ = [
     "gated_residual",
     "gated_residual_adaln",
     "qk_norm_rope",
+    "geglu",
+    "snake",
+    "swiglu",
     "use_backend",
 ]

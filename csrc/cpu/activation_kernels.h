@@ -1,0 +1,243 @@
+// Gated activations and Snake on the CPU, for one instruction set; the formulas stand in activation.h.
+//
+// Every element is read once and written once, its arithmetic stays in registers.  A large result is streamed past the
+// cache from its first whole line on, whatever its rows' alignment.
+//
+// Bytes: glu reads 2 and writes 1 element for each of y, its backward reads 3 and writes 2; snake reads and writes 1,
+// its backward reads 2 and writes 1.
+#pragma once
+#include "activation.h"
+#include "scratch.h"
+#include "simd_math.h"
+
+namespace presto::cpu::PRESTO_ISA {
+
+// body(i, width, streamed) over the d elements at `out`, a pair at a time, two pairs in flight.  Where the result is
+// streamed, single elements up to the first whole cache line come before and are not.
+template <bool kValue>
+struct Streamed {
+  static constexpr bool value = kValue;
+};
+template <bool kStream, class T, class Body>
+inline PRESTO_INLINE void sweep_lines(const T* out, int64_t d, Body&& body) {
+  int64_t i = 0;
+  if constexpr (kStream) {
+    const int64_t over = reinterpret_cast<uintptr_t>(out) % 64 / sizeof(T);
+    const int64_t head = over == 0 ? 0 : 64 / static_cast<int64_t>(sizeof(T)) - over;
+    const int64_t single = head < d ? head : d;
+    for (; i < single; i += kPair) body(i, First{single - i < kPair ? single - i : kPair}, Streamed<false>{});
+    i = single;
+  }
+  for (; i + 2 * kPair <= d; i += 2 * kPair) {
+    body(i, All{}, Streamed<kStream>{});
+    body(i + kPair, All{}, Streamed<kStream>{});
+  }
+  for (; i + kPair <= d; i += kPair) body(i, All{}, Streamed<kStream>{});
+  if (i < d) body(i, First{d - i}, Streamed<false>{});
+}
+
+// ---- glu -----------------------------------------------------------------------------------------------------------
+template <Act kAct>
+inline PRESTO_INLINE Vec activate(Vec gate) {
+  if constexpr (kAct == Act::Silu) return gate / (splat(1.f) + exp(zero() - gate));
+  return gate * splat(0.5f) * (splat(1.f) + erf(gate * splat(0.707106781f)));
+}
+
+struct Activated {
+  Vec value, slope;
+};
+template <Act kAct>
+inline PRESTO_INLINE Activated activate_with_slope(Vec gate) {
+  if constexpr (kAct == Act::Silu) {
+    const Vec s = sigmoid(gate);
+    return {gate * s, s * fma(gate, splat(1.f) - s, splat(1.f))};
+  }
+  const Vec cdf = fma(splat(0.5f), erf(gate * splat(0.707106781f)), splat(0.5f));
+  const Vec pdf = exp(gate * gate * splat(-0.5f)) * splat(0.398942280f);
+  return {gate * cdf, fma(gate, pdf, cdf)};
+}
+
+template <Act kAct, bool kStream, class T>
+void glu_forward_rows(const GluForward& args, int64_t first, int64_t last) {
+  const typename OrderOf<T, T>::Type order{};
+  const int64_t d = args.dim;
+  for (int64_t r = first; r < last; ++r) {
+    const T* x = row<T>(args.x, r / args.tokens, r % args.tokens);
+    const T *value = x + (args.gate_first ? d : 0), *gate = x + (args.gate_first ? 0 : d);
+    T* y = static_cast<T*>(args.y) + r * d;
+    sweep_lines<kStream>(y, d, [&](int64_t i, auto w, auto streamed) PRESTO_INLINE {
+      const Pair g = load_pair(gate + i, w, order);
+      const Pair act{activate<kAct>(g.a), activate<kAct>(g.b)};
+      put_pair<streamed.value>(y + i, load_pair(value + i, w, order) * act, w, order);
+    });
+  }
+  if (kStream) end_stream();
+}
+
+template <Act kAct, bool kStream, class T>
+void glu_backward_rows(const GluBackward& args, int64_t first, int64_t last) {
+  const typename OrderOf<T, T>::Type order{};
+  const int64_t d = args.dim;
+  for (int64_t r = first; r < last; ++r) {
+    const int64_t b = r / args.tokens, n = r % args.tokens;
+    const T *x = row<T>(args.x, b, n), *grad = row<T>(args.grad, b, n);
+    T* dx = static_cast<T*>(args.dx) + r * 2 * d;
+    const int64_t value_at = args.gate_first ? d : 0, gate_at = args.gate_first ? 0 : d;
+    sweep_lines<kStream>(dx, d, [&](int64_t i, auto w, auto streamed) PRESTO_INLINE {
+      const Pair g = load_pair(x + gate_at + i, w, order), up = load_pair(grad + i, w, order);
+      const Pair value = load_pair(x + value_at + i, w, order);
+      const Activated a = activate_with_slope<kAct>(g.a), b = activate_with_slope<kAct>(g.b);
+      put_pair<streamed.value>(dx + value_at + i, up * Pair{a.value, b.value}, w, order);
+      put_pair<streamed.value>(dx + gate_at + i, up * value * Pair{a.slope, b.slope}, w, order);
+    });
+  }
+  if (kStream) end_stream();
+}
+
+template <Act kAct, class T>
+void glu_forward(const GluForward& args, int64_t first, int64_t last) {
+  const int64_t bytes = args.batch * args.tokens * args.dim * static_cast<int64_t>(sizeof(T));
+  if (bytes >= kStreamBytes) {
+    glu_forward_rows<kAct, true, T>(args, first, last);
+  } else {
+    glu_forward_rows<kAct, false, T>(args, first, last);
+  }
+}
+
+// The two halves of a row of dx are streamed where they begin alike within a line.
+template <Act kAct, class T>
+void glu_backward(const GluBackward& args, int64_t first, int64_t last) {
+  const int64_t half = args.dim * static_cast<int64_t>(sizeof(T));
+  if (2 * args.batch * args.tokens * half >= kStreamBytes && half % 64 == 0) {
+    glu_backward_rows<kAct, true, T>(args, first, last);
+  } else {
+    glu_backward_rows<kAct, false, T>(args, first, last);
+  }
+}
+
+// ---- snake -------------------------------------------------------------------------------------------------------
+// Elements of a row that are one task, and share one set of sums: 110080 of them are 7 tasks, and their sums 0.05 % of
+// the bytes they read.
+constexpr int64_t kPiece = 16384;
+
+// One piece of one row.
+struct Piece {
+  int64_t sample, channel, begin, size;
+  Piece(const SnakeShape& s, int64_t index) {
+    const int64_t per_row = (s.length + kPiece - 1) / kPiece, row = index / per_row;
+    sample = row / s.channels, channel = row % s.channels, begin = index % per_row * kPiece;
+    size = begin + kPiece < s.length ? kPiece : s.length - begin;
+  }
+};
+
+// alpha and 1 / (beta + 1e-9) of a channel.
+struct Channel {
+  float alpha, factor;
+  Channel(const SnakeShape& s, int64_t channel) {
+    float beta;
+    to_float(s.alpha, 0, channel, 1, 0.f, &alpha);
+    to_float(s.beta, 0, channel, 1, 0.f, &beta);
+    factor = 1.f / (beta + kSnakeEpsilon);
+  }
+};
+
+template <bool kStream, class T>
+void snake_forward_pieces(const SnakeForward& args, int64_t first, int64_t last) {
+  const typename OrderOf<T, T>::Type order{};
+  for (int64_t p = first; p < last; ++p) {
+    const Piece piece(args, p);
+    const Channel channel(args, piece.channel);
+    const Vec alpha = splat(channel.alpha), factor = splat(channel.factor);
+    const T* x = row<T>(args.x, piece.sample, piece.channel) + piece.begin;
+    T* y = static_cast<T*>(args.y) + (piece.sample * args.channels + piece.channel) * args.length + piece.begin;
+    const auto snake = [&](Vec v) PRESTO_INLINE {
+      const Vec s = sin(alpha * v);
+      return fma(s * s, factor, v);
+    };
+    sweep_lines<kStream>(y, piece.size, [&](int64_t i, auto w, auto streamed) PRESTO_INLINE {
+      const Pair v = load_pair(x + i, w, order);
+      put_pair<streamed.value>(y + i, {snake(v.a), snake(v.b)}, w, order);
+    });
+  }
+  if (kStream) end_stream();
+}
+
+template <class T>
+void snake_forward(const SnakeForward& args, int64_t first, int64_t last) {
+  if (args.batch * args.channels * args.length * static_cast<int64_t>(sizeof(T)) >= kStreamBytes) {
+    snake_forward_pieces<true, T>(args, first, last);
+  } else {
+    snake_forward_pieces<false, T>(args, first, last);
+  }
+}
+
+template <bool kDx, bool kSums, bool kStream, class T>
+void snake_backward_pieces(const SnakeBackward& args, int64_t first, int64_t last) {
+  const typename OrderOf<T, T>::Type order{};
+  for (int64_t p = first; p < last; ++p) {
+    const Piece piece(args, p);
+    const Channel channel(args, piece.channel);
+    const Vec alpha = splat(channel.alpha), slope = splat(2.f * channel.alpha * channel.factor);
+    const T* x = row<T>(args.x, piece.sample, piece.channel) + piece.begin;
+    const T* grad = row<T>(args.grad, piece.sample, piece.channel) + piece.begin;
+    T* dx = static_cast<T*>(args.dx);
+    if (kDx) dx += (piece.sample * args.channels + piece.channel) * args.length + piece.begin;
+    Vec product[2] = {zero(), zero()}, square[2] = {zero(), zero()};
+    const auto one = [&](int chain, Vec v, Vec g) PRESTO_INLINE {
+      const SinCos at = sin_cos(alpha * v);
+      const Vec sc = at.sin * at.cos;
+      if (kSums) {
+        product[chain] = fma(g * v, sc, product[chain]);
+        square[chain] = fma(g * at.sin, at.sin, square[chain]);
+      }
+      return fma(g * slope, sc, g);
+    };
+    sweep_lines<kStream>(dx, piece.size, [&](int64_t i, auto w, auto streamed) PRESTO_INLINE {
+      const Pair v = load_pair(x + i, w, order), g = load_pair(grad + i, w, order);
+      const Pair d{one(0, v.a, g.a), one(1, v.b, g.b)};
+      if constexpr (kDx) put_pair<streamed.value>(dx + i, d, w, order);
+    });
+    if (kSums) {
+      args.workspace[2 * p] = sum(product[0] + product[1]);
+      args.workspace[2 * p + 1] = sum(square[0] + square[1]);
+    }
+  }
+  if (kStream) end_stream();
+}
+
+// Rows of a length that is no whole number of lines would begin with single elements, and the order of the sums with
+// them would depend on which outputs are wanted: there dx is not streamed beside sums.
+template <class T>
+void snake_backward(const SnakeBackward& args, int64_t first, int64_t last) {
+  const bool sums = args.dalpha || args.dbeta;
+  const int64_t row_bytes = args.length * static_cast<int64_t>(sizeof(T));
+  const bool whole_lines = row_bytes % 64 == 0 && reinterpret_cast<uintptr_t>(args.dx) % 64 == 0;
+  const bool stream = args.batch * args.channels * row_bytes >= kStreamBytes && (whole_lines || !sums);
+  if (!args.dx) return snake_backward_pieces<false, true, false, T>(args, first, last);
+  if (sums && stream) return snake_backward_pieces<true, true, true, T>(args, first, last);
+  if (sums) return snake_backward_pieces<true, true, false, T>(args, first, last);
+  if (stream) return snake_backward_pieces<true, false, true, T>(args, first, last);
+  snake_backward_pieces<true, false, false, T>(args, first, last);
+}
+
+inline void snake_backward_channels(const SnakeBackward& args, int64_t first, int64_t last) {
+  const int64_t per_row = (args.length + kPiece - 1) / kPiece;
+  const auto write = [](const Rows& like, void* out, int64_t c, float value) {
+    with_type(like.dtype, [&](auto type) { store(static_cast<decltype(type)*>(out) + c, splat(value), First{1}); });
+  };
+  for (int64_t c = first; c < last; ++c) {
+    double product = 0, square = 0;  // of any number of pieces, so wider than they are
+    for (int64_t b = 0; b < args.batch; ++b) {
+      const float* sums = args.workspace + (b * args.channels + c) * per_row * 2;
+      for (int64_t p = 0; p < per_row; ++p) {
+        product += static_cast<double>(sums[2 * p]);
+        square += static_cast<double>(sums[2 * p + 1]);
+      }
+    }
+    const float factor = Channel(args, c).factor;
+    if (args.dalpha) write(args.alpha, args.dalpha, c, 2.f * factor * static_cast<float>(product));
+    if (args.dbeta) write(args.beta, args.dbeta, c, -factor * factor * static_cast<float>(square));
+  }
+}
+
+}  // namespace presto::cpu::PRESTO_ISA

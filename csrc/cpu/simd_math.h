@@ -1,0 +1,179 @@
+// exp, sigmoid, erf, sin and cos of a Vec, as accurate as libm's to about an ulp and some ten times faster.  Included
+// once per instruction set, as simd.h is.
+//
+//   function   method                                                       worst error found against float64
+//   exp        x = n ln2 + r, 2^n (1 + r + r^2 P(r))                         1.0 ulp
+//   sigmoid    1 / (1 + exp(-x))                                            2.0 ulp
+//   erf        |x| <= 0.93: x + x P(x^2), else 1 - exp(-x Q(x))             1.1 ulp
+//   sin        x = n pi + r, +-(r + r^3 P(r^2))                             1.5 ulp
+//   sin_cos    x = n pi/2 + r, a polynomial for each of sin and cos         1.2 ulp
+//
+// NaN gives NaN, and so does the sine of an infinity.  Sine and cosine of |x| above kReducible, where the three constants
+// for pi no longer do, come from libm, lane by lane.  The polynomials are minimax fits (Remez) of relative error, their
+// coefficients rounded to fp32.
+#pragma once
+#include "simd.h"
+
+namespace presto::cpu::PRESTO_ISA {
+
+// ---- what simd.h's arithmetic lacks ------------------------------------------------------------------------------
+#if defined(__AVX512F__)
+using Bits = __m512i;
+using Mask = __mmask16;
+
+inline Bits bits(Vec a) { return _mm512_castps_si512(a); }
+inline Vec from_bits(Bits a) { return _mm512_castsi512_ps(a); }
+inline Bits splat_bits(uint32_t a) { return _mm512_set1_epi32(static_cast<int>(a)); }
+template <int kCount>
+inline Bits shift_left(Bits a) {
+  return _mm512_slli_epi32(a, kCount);
+}
+inline Bits add(Bits a, Bits b) { return _mm512_add_epi32(a, b); }
+inline Bits both(Bits a, Bits b) { return _mm512_and_si512(a, b); }
+inline Bits differ(Bits a, Bits b) { return _mm512_xor_si512(a, b); }
+
+inline Vec nearest(Vec a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+// The second operand where one is NaN.
+inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
+inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+inline Mask greater(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+inline Mask not_at_most(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLE_UQ); }
+inline Mask lowest_bit(Bits a) { return _mm512_test_epi32_mask(a, _mm512_set1_epi32(1)); }
+inline bool any(Mask m) { return m != 0; }
+inline Vec select(Mask m, Vec yes, Vec no) { return _mm512_mask_blend_ps(m, no, yes); }
+// a 2^n for a whole n, with infinity above the range and denormals below it.
+inline Vec scale(Vec a, Vec n) { return _mm512_scalef_ps(a, n); }
+
+#elif defined(__AVX2__)
+using Bits = __m256i;
+using Mask = __m256;
+
+inline Bits bits(Vec a) { return _mm256_castps_si256(a); }
+inline Vec from_bits(Bits a) { return _mm256_castsi256_ps(a); }
+inline Bits splat_bits(uint32_t a) { return _mm256_set1_epi32(static_cast<int>(a)); }
+template <int kCount>
+inline Bits shift_left(Bits a) {
+  return _mm256_slli_epi32(a, kCount);
+}
+inline Bits add(Bits a, Bits b) { return _mm256_add_epi32(a, b); }
+inline Bits both(Bits a, Bits b) { return _mm256_and_si256(a, b); }
+inline Bits differ(Bits a, Bits b) { return _mm256_xor_si256(a, b); }
+
+inline Vec nearest(Vec a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline Vec min(Vec a, Vec b) { return _mm256_min_ps(a, b); }
+inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+inline Mask greater(Vec a, Vec b) { return _mm256_cmp_ps(a, b, _CMP_GT_OQ); }
+inline Mask not_at_most(Vec a, Vec b) { return _mm256_cmp_ps(a, b, _CMP_NLE_UQ); }
+inline Mask lowest_bit(Bits a) { return _mm256_castsi256_ps(_mm256_slli_epi32(a, 31)); }
+inline bool any(Mask m) { return _mm256_movemask_ps(m) != 0; }
+inline Vec select(Mask m, Vec yes, Vec no) { return _mm256_blendv_ps(no, yes, m); }  // goes by the sign bits
+// In two steps: 2^n itself may be out of range where the product is not.
+inline Vec scale(Vec a, Vec n) {
+  const __m256i whole = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(whole, 1), bias = _mm256_set1_epi32(127);
+  const auto power = [&](__m256i e) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(e, bias), 23)); };
+  return a * power(half) * power(_mm256_sub_epi32(whole, half));
+}
+#endif
+
+inline Vec absolute(Vec a) { return from_bits(both(bits(a), splat_bits(0x7fffffffu))); }
+inline Vec flip_sign(Vec a, Bits sign) { return from_bits(differ(bits(a), sign)); }
+inline Bits sign_of(Vec a) { return both(bits(a), splat_bits(0x80000000u)); }
+
+// c[0] + c[1] x + ... by Horner's rule.
+template <int kTerms>
+inline PRESTO_INLINE Vec polynomial(Vec x, const float (&c)[kTerms]) {
+  Vec sum = splat(c[kTerms - 1]);
+#pragma GCC unroll 8
+  for (int i = kTerms - 2; i >= 0; --i) sum = fma(sum, x, splat(c[i]));
+  return sum;
+}
+
+// ---- exp, sigmoid, erf -------------------------------------------------------------------------------------------
+inline PRESTO_INLINE Vec exp(Vec x) {
+  static constexpr float kTail[] = {0.499999934124f, 0.166665201083f, 0.0416683942528f, 0.00836878037457f,
+                                    0.00138144646072f};  // |r| <= ln2 / 2, 2^-28
+  x = min(splat(89.f), max(splat(-104.f), x));  // infinity and 0 from here on, and n stays small
+  const Vec n = nearest(x * splat(1.44269504f));
+  // ln2 in two parts: x - n * 0.693147182 is exact.
+  const Vec r = fma(n, splat(1.90465421e-9f), fma(n, splat(-0.693147182f), x));
+  return scale(fma(r * r, polynomial(r, kTail), r) + splat(1.f), n);
+}
+
+inline PRESTO_INLINE Vec sigmoid(Vec x) { return splat(1.f) / (splat(1.f) + exp(zero() - x)); }
+
+inline PRESTO_INLINE Vec erf(Vec x) {
+  static constexpr float kNear[] = {0.128379147691f,  -0.376124811007f,  0.112816825462f,
+                                    -0.026761720019f, 0.00498594078403f, -0.000595374250882f};  // of x^2, 2^-26
+  static constexpr float kFar[] = {0.12851279012f,   0.635723606013f,   0.105254896982f,
+                                   -0.022885524158f, 0.00321357455275f, -0.000213817780328f};  // 2^-28
+  const Vec t = absolute(x);
+  const Vec near = fma(polynomial(x * x, kNear), x, x);
+  const Vec clamped = min(splat(4.f), t);  // erf is 1 from 3.92 on
+  const Vec far = splat(1.f) - exp(zero() - fma(polynomial(clamped, kFar), clamped, clamped));
+  return select(greater(t, splat(0.93f)), flip_sign(far, sign_of(x)), near);
+}
+
+// ---- sin and cos -------------------------------------------------------------------------------------------------
+// Up to here n * (pi's first part) is exact in an fma and n is right to within an eighth.
+constexpr float kReducible = 131072.f;
+
+// Adding 1.5 * 2^23 leaves the nearest whole number in the lowest bits.
+struct Turns {
+  Vec count;
+  Bits whole;  // its lowest bits are count's
+};
+inline PRESTO_INLINE Turns turns(Vec x, float per_unit) {
+  const Vec shifted = fma(x, splat(per_unit), splat(12582912.f));
+  return {shifted - splat(12582912.f), bits(shifted)};
+}
+
+// Where |x| is beyond kReducible (or NaN), what libm says.
+inline __attribute__((noinline, cold)) void patch_from_libm(Vec x, float (*function)(float), Vec* result) {
+  alignas(64) float in[kLanes], out[kLanes];
+  store(in, x, All{});
+  store(out, *result, All{});
+  for (int64_t i = 0; i < kLanes; ++i)
+    if (!(__builtin_fabsf(in[i]) <= kReducible)) out[i] = function(in[i]);
+  *result = load(out, All{});
+}
+inline bool any_irreducible(Vec x) { return any(not_at_most(absolute(x), splat(kReducible))); }
+
+// One polynomial over half a turn.
+inline PRESTO_INLINE Vec sin(Vec x) {
+  static constexpr float kOdd[] = {-0.166666666218f, 0.00833333092062f, -0.000198408431615f, 2.75240785866e-6f,
+                                   -2.38655935296e-8f};  // |r| <= pi / 2, 2^-35
+  const Turns half = turns(x, 0.318309886f);
+  Vec r = fma(half.count, splat(-3.14159274f), x);
+  r = fma(half.count, splat(8.74227766e-8f), r);
+  r = fma(half.count, splat(3.43024902e-15f), r);
+  const Vec s = r * r;
+  Vec result = flip_sign(fma(polynomial(s, kOdd) * s, r, r), shift_left<31>(half.whole));
+  if (__builtin_expect(any_irreducible(x), false)) patch_from_libm(x, __builtin_sinf, &result);
+  return result;
+}
+
+struct SinCos {
+  Vec sin, cos;
+};
+
+inline PRESTO_INLINE SinCos sin_cos(Vec x) {
+  static constexpr float kSin[] = {-0.166666530795f, 0.00833206387374f, -0.000195021347151f};  // |r| <= pi / 4, 2^-28
+  static constexpr float kCos[] = {-0.5f, 0.0416666429837f, -0.00138871847008f, 2.44181282469e-5f};  // 2^-33
+  const Turns quarter = turns(x, 0.636619772f);
+  Vec r = fma(quarter.count, splat(-1.57079637f), x);
+  r = fma(quarter.count, splat(4.37113883e-8f), r);
+  r = fma(quarter.count, splat(1.71512451e-15f), r);
+  const Vec s = r * r;
+  const Vec odd = fma(polynomial(s, kSin) * s, r, r), even = fma(polynomial(s, kCos), s, splat(1.f));
+  const Mask swapped = lowest_bit(quarter.whole);
+  const Bits half_turn = splat_bits(2), next = add(quarter.whole, splat_bits(1));
+  SinCos result{flip_sign(select(swapped, even, odd), shift_left<30>(both(quarter.whole, half_turn))),
+                flip_sign(select(swapped, odd, even), shift_left<30>(both(next, half_turn)))};
+  if (__builtin_expect(any_irreducible(x), false)) {
+    patch_from_libm(x, __builtin_sinf, &result.sin);
+    patch_from_libm(x, __builtin_cosf, &result.cos);
+  }
+  return result;
+}
+
+}  // namespace presto::cpu::PRESTO_ISA
