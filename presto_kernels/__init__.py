@@ -7,14 +7,17 @@ Works with PyTorch alone; the compiled library (CPU, CUDA) and Triton are used w
 from presto_kernels.backends import Choice, available_backends, explain, use_backend
 from presto_kernels.layer_schedule import LayerSchedule
 from presto_kernels.ops.modulation.api import adaln_modulate, gated_residual, gated_residual_adaln
+from presto_kernels.ops.sampler.api import edm_denoise, renoise
 
 __all__ = [
     "Choice",
     "LayerSchedule",
     "adaln_modulate",
     "available_backends",
+    "edm_denoise",
     "explain",
     "gated_residual",
     "gated_residual_adaln",
+    "renoise",
     "use_backend",
 ]
