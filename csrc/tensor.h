@@ -33,9 +33,11 @@ inline DType dtype_of(const Tensor& t, const char* name) {
 
 // A new contiguous tensor on the device of `like`.  Straight through the shim: the dispatcher's way costs three times
 // more.
-inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
-  int64_t strides[4], stride = 1;
-  for (size_t i = sizes.size(); i-- > 0; stride *= sizes.begin()[i] > 0 ? sizes.begin()[i] : 1) strides[i] = stride;
+inline Tensor new_tensor(const Tensor& like, const int64_t* sizes, size_t axes, ScalarType dtype) {
+  constexpr size_t kAxes = 16;
+  STD_TORCH_CHECK(axes <= kAxes, "presto_kernels: a tensor has more than 16 dimensions");
+  int64_t strides[kAxes], stride = 1;
+  for (size_t i = axes; i-- > 0; stride *= sizes[i] > 0 ? sizes[i] : 1) strides[i] = stride;
   int32_t type_code = 0, device_type = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   switch (dtype) {
@@ -52,9 +54,12 @@ inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> size
       STD_TORCH_CHECK(false, "presto_kernels: results are float32, float16 or bfloat16");
   }
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.begin(), strides, type_code,
-                                                  device_type, like.get_device_index(), &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(axes), sizes, strides, type_code, device_type,
+                                                  like.get_device_index(), &handle));
   return Tensor(handle);
+}
+inline Tensor new_tensor(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
+  return new_tensor(like, sizes.begin(), sizes.size(), dtype);
 }
 
 // The stream torch launches on.  aoti_torch_get_current_cuda_stream lives in libtorch_cuda.so, which a CPU build of

@@ -9,12 +9,14 @@ from presto_kernels.layer_schedule import LayerSchedule
 from presto_kernels.ops.activation.api import geglu, snake, swiglu
 from presto_kernels.ops.modulation.api import adaln_modulate, gated_residual, gated_residual_adaln
 from presto_kernels.ops.rotary.api import qk_norm_rope
+from presto_kernels.ops.sampler.api import edm_denoise, renoise
 
 __all__ = [
     "Choice",
     "LayerSchedule",
     "adaln_modulate",
     "available_backends",
+    "edm_denoise",
     "explain",
     "gated_residual",
     "gated_residual_adaln",
@@ -22,5 +24,6 @@ __all__ = [
     "geglu",
     "snake",
     "swiglu",
+    "renoise",
     "use_backend",
 ]
