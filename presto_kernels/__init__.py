@@ -6,12 +6,14 @@ Works with PyTorch alone; the compiled library (CPU, CUDA) and Triton are used w
 
 from presto_kernels.backends import Choice, available_backends, explain, use_backend
 from presto_kernels.layer_schedule import LayerSchedule
+from presto_kernels.ops.attention.api import attention
 from presto_kernels.ops.modulation.api import adaln_modulate, gated_residual, gated_residual_adaln
 
 __all__ = [
     "Choice",
     "LayerSchedule",
     "adaln_modulate",
+    "attention",
     "available_backends",
     "explain",
     "gated_residual",
