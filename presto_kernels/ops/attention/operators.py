@@ -1,0 +1,56 @@
+"""The operators behind attention, as PyTorch sees them: schemas, fakes, and which of them runs.
+
+    attention                    (q, k, v, key_lengths, left, right, scale) -> (out, lse)
+    attention_backward           (grad_out, q, k, v, out, lse, key_lengths, left, right, scale) -> (dq, dk, dv)
+    attention_qk_norm_rope       the forward with RMS norm and rotary of q and k in it; inference only, Triton only
+
+q, out ``[B, Nq, H, Dh]``, k and v ``[B, Nk, Hkv, Dh]``, lse fp32 ``[B, H, Nq]``: ln sum exp(scale q.k) over the keys
+that a query sees, -inf where it sees none.  ``left`` and ``right``: the window, -1 where it is unbounded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from presto_kernels.ops.attention import reference
+from presto_kernels.ops.operators import define
+
+_MASK = "Tensor? key_lengths, int left, int right, float scale"
+_FORWARD = f"(Tensor q, Tensor k, Tensor v, {_MASK}) -> (Tensor, Tensor)"
+_BACKWARD = (
+    f"(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {_MASK}) -> (Tensor, Tensor, Tensor)"
+)
+
+
+def _attention_fake(q, k, v, key_lengths, left, right, scale):
+    return q.new_empty(q.shape), q.new_empty((q.shape[0], q.shape[2], q.shape[1]), dtype=torch.float32)
+
+
+def _attention_backward_fake(grad_out, q, k, v, out, lse, key_lengths, left, right, scale):
+    return tuple(t.new_empty(t.shape) for t in (q, k, v))
+
+
+define("attention", _FORWARD, _attention_fake)
+define("attention_backward", _BACKWARD, _attention_backward_fake)
+
+
+def forward_operator(backend: str) -> Any:
+    """What computes (out, lse) on ``backend`` ("reference", "cpu" or "triton")."""
+    if backend == "reference":
+        return reference.forward
+    if backend == "triton":
+        # Registers its operators when it is first imported, so that nobody pays for Triton who does not use it.
+        from presto_kernels.ops.attention import triton_kernels  # noqa: F401
+
+        return torch.ops.presto_kernels.attention_triton.default
+    return torch.ops.presto_kernels.attention.default
+
+
+def backward_operator(backend: str) -> Any:
+    """What computes (dq, dk, dv); belongs to :func:`forward_operator`."""
+    if backend == "reference":
+        return reference.backward
+    operators = torch.ops.presto_kernels
+    return operators.attention_backward_triton.default if backend == "triton" else operators.attention_backward.default
