@@ -180,13 +180,12 @@ def test_a_sample_without_text_gets_nothing_from_cross_attention():
     assert all(torch.count_nonzero(y[0]) == 0 and torch.count_nonzero(y[1:]) > 0 for y in outputs)
 
 
-def test_attention_never_has_a_row_with_no_key():
-    """Its result would be up to the backend; a sample without text looks at one zeroed token instead."""
+def test_attention_is_told_how_many_tokens_are_text():
     dit, inputs = make_dit(CONFIG), make_inputs(CONFIG)
-    masks = []
-    dit.blocks[0].cross_attention.register_forward_pre_hook(lambda _, args: masks.append(args[3]))
+    seen = []
+    dit.blocks[0].cross_attention.register_forward_pre_hook(lambda _, args: seen.append(args[3]))
     dit(*inputs.args)
-    assert masks[0].shape == (3, 1, 1, 7) and masks[0].sum(-1).flatten().tolist() == [1, 3, 7]
+    assert seen[0] is inputs.conditioning.lengths and seen[0].tolist() == [0, 3, 7]
 
 
 def test_no_text_by_length_is_no_text_by_zeros():
