@@ -10,7 +10,7 @@
 // rotary_forward_heads: a warp takes kRows heads in each of its slots, all of one token, so that cos, sin, weight and
 // bias are loaded once for 32 / lanes * kRows of them.  Two vectors of 16 bytes a head and thread are in flight: 64 bytes
 // a thread, 8 KB a block.  Limits: 16-byte aligned heads whose halves are whole vectors, Dh <= 64 vectors, q and k of
-// one dtype.
+// one dtype, weight and bias of that or fp32.
 //
 // rotary_forward_any: a warp takes one head, element by element.  Any Dh, R, alignment, strides and dtypes.
 #pragma once
@@ -28,9 +28,9 @@ struct ForwardPlan {
   float inverse_dim = 1.f;
 };
 
-// Registers: 6 blocks on a multiprocessor leave 80 to a thread, and have 48 KB of reads in flight together.
+// Registers: 5 blocks on a multiprocessor leave 96 to a thread, and have 40 KB of reads in flight together.
 template <DType X>
-__global__ void __launch_bounds__(kHeadThreads, 6)
+__global__ void __launch_bounds__(kHeadThreads, 5)
     rotary_forward_heads(const __grid_constant__ RotaryForward a, const __grid_constant__ ForwardPlan plan,
                          const Origin origin) {
   constexpr int E = 16 / kSize<X>;
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kHeadThreads, 6)
   }
   const Angles<E> angles = load_angles<E>(side, token, at, a.interleaved);
   float weight[2][E];
-  load_vector(side.weight, at, 1.f, weight);
+  load_vector<X>(side.weight, at, 1.f, weight);
 #pragma unroll
   for (int r = 0; r < kForwardRows; ++r) {
     const int64_t h = first + r * slots;
@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kHeadThreads, 6)
     if (!at.inside || h >= side.heads) continue;
     if (side.bias.data) {  // rare, so that it is not kept
       float bias[2][E];
-      load_vector(side.bias, at, 0.f, bias);
+      load_vector<X>(side.bias, at, 0.f, bias);
 #pragma unroll
       for (int e = 0; e < E; ++e) {
         v[0][e] = fmaf(v[0][e], weight[0][e], bias[0][e]);
@@ -169,7 +169,9 @@ inline bool there(const RotaryShape& s, const RotarySide& side) { return s.batch
 inline bool forward_by_vectors(const RotaryForward& a, DType dtype) {
   bool fits = in_vectors(a, 16 / element_size(dtype));
   for (const RotaryForwardSide& side : a.sides)
-    if (there(a, side)) fits = fits && side.x.dtype == dtype && aligned(a, side, side.x) && starts_aligned(side.out);
+    if (there(a, side))
+      fits = fits && side.x.dtype == dtype && aligned(a, side, side.x) && aligned(side, dtype) &&
+             starts_aligned(side.out);
   return fits;
 }
 

@@ -7,6 +7,8 @@
 //   interleaved  columns 2p .. 2p + 2E
 // so that a rotation needs no shuffle.  Any other head is taken by a warp, element by element.
 #pragma once
+#include <initializer_list>
+
 #include "launch.cuh"
 #include "reduce.cuh"
 #include "rotary.h"
@@ -56,8 +58,8 @@ __device__ inline Angles<E> load_angles(const RotarySide& side, int64_t n, const
   for (int e = 0; e < E; ++e) angles.cos[e] = 1.f, angles.sin[e] = 0.f;
   if (at.turned) {
     const int pair = interleaved ? at.first / 2 : at.first;
-    load_any(side.cos, DType::F32, n * side.cos_stride + pair, angles.cos);
-    load_any(side.sin, DType::F32, n * side.sin_stride + pair, angles.sin);
+    decode(load<DType::F32, E>(side.cos, n * side.cos_stride + pair), angles.cos);
+    decode(load<DType::F32, E>(side.sin, n * side.sin_stride + pair), angles.sin);
   }
   return angles;
 }
@@ -88,13 +90,19 @@ __device__ inline void turn(float (&v)[2][E], const Angles<E>& angles, const Col
   }
 }
 
-template <int E>
+// A weight or bias in X or fp32; `otherwise` where it is not given.
+template <DType X, int E>
 __device__ inline void load_vector(const HeadVector& vector, const Columns& at, float otherwise, float (&v)[2][E]) {
 #pragma unroll
-  for (int e = 0; e < E; ++e) v[0][e] = v[1][e] = otherwise;
-  if (vector.data && at.inside) {
-    load_any(vector.data, vector.dtype, at.first, v[0]);
-    load_any(vector.data, vector.dtype, at.second, v[1]);
+  for (int half = 0; half < 2; ++half) {
+#pragma unroll
+    for (int e = 0; e < E; ++e) v[half][e] = otherwise;
+    if (!vector.data || !at.inside) continue;
+    const int column = half ? at.second : at.first;
+    if (vector.dtype == X)
+      decode(load<X, E>(vector.data, column), v[half]);
+    else
+      decode(load<DType::F32, E>(vector.data, column), v[half]);
   }
 }
 
@@ -142,6 +150,15 @@ inline bool aligned(const RotaryShape& s, const RotarySide& side, const Heads& h
   return starts_aligned(heads.data) && (s.batch == 1 || heads.batch_stride * size % 16 == 0) &&
          (side.tokens == 1 || heads.token_stride * size % 16 == 0) &&
          (side.heads == 1 || heads.head_stride * size % 16 == 0);
+}
+
+// Whether all that belongs to the heads can be read 16 bytes at a time, weight and bias being of `dtype` or fp32.
+inline bool aligned(const RotarySide& side, DType dtype) {
+  bool fits = starts_aligned(side.cos) && starts_aligned(side.sin) && side.cos_stride % 4 == 0 &&
+              side.sin_stride % 4 == 0;
+  for (const HeadVector* v : {&side.weight, &side.bias})
+    if (v->data) fits = fits && starts_aligned(v->data) && (v->dtype == dtype || v->dtype == DType::F32);
+  return fits;
 }
 
 // Whether heads of this size fall into vectors of E elements, both halves of the turned part and of the rest, and into
