@@ -216,7 +216,7 @@ def cases(dtypes: tuple[torch.dtype, ...] = DTYPES) -> list[Case]:
             replace(base, dim=17, rotary=10, tokens=67, k_tokens=3),
             replace(base, dim=17, rotary=6, interleaved=True, bias=True, norm="layer"),
             replace(base, dim=256, rotary=256, heads=2, tokens=3),
-            replace(base, dim=2, rotary=2, eps=1.0),
+            replace(base, tokens=3, heads=1, dim=2, rotary=2, eps=1.0),
             replace(base, tokens=2, heads=1, dim=1, rotary=0, eps=1.0),
             replace(base, rotary=0, bias=True),
             replace(base, dim=128, rotary=0, norm="l2", weight=False),
