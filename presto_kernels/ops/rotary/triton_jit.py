@@ -34,17 +34,22 @@ from presto_kernels.ops.triton_common import kernel, round_to
 
 
 @triton.jit
-def _load(at, mask, VECTOR: tl.constexpr):
+def _addresses(at, cols, VECTOR: tl.constexpr):
+    """at + cols.  What is known of it is said of the sum made here: said of an argument it would be lost."""
+    at = at + cols
     if VECTOR:
         at = tl.multiple_of(at, [1, 16])
-    return tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    return at
 
 
 @triton.jit
-def _store(at, value, mask, VECTOR: tl.constexpr):
-    if VECTOR:
-        at = tl.multiple_of(at, [1, 16])
-    tl.store(at, round_to(value, at.dtype.element_ty), mask=mask)
+def _load(at, cols, mask, VECTOR: tl.constexpr):
+    return tl.load(_addresses(at, cols, VECTOR), mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _store(at, cols, value, mask, VECTOR: tl.constexpr):
+    tl.store(_addresses(at, cols, VECTOR), round_to(value, at.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -55,13 +60,13 @@ def _load_pairs(
     """First and second elements of the HALF pairs of ROWS heads, which begin at `at` [ROWS, 1]: [ROWS, BLOCK] each."""
     if INTERLEAVED:
         cols = tl.arange(0, 2 * BLOCK)[None, :]
-        both = _load(at + cols, inside & (cols < 2 * HALF), VECTOR)
+        both = _load(at, cols, inside & (cols < 2 * HALF), VECTOR)
         first, second = tl.split(tl.reshape(both, (ROWS, BLOCK, 2)))
     else:
         cols = tl.arange(0, BLOCK)[None, :]
         mask = inside & (cols < HALF)
-        first = _load(at + cols, mask, VECTOR)
-        second = _load(at + HALF + cols, mask, VECTOR)
+        first = _load(at, cols, mask, VECTOR)
+        second = _load(at + HALF, cols, mask, VECTOR)
     return first, second
 
 
@@ -73,12 +78,12 @@ def _store_pairs(
     if INTERLEAVED:
         cols = tl.arange(0, 2 * BLOCK)[None, :]
         both = tl.reshape(tl.join(first, second), (ROWS, 2 * BLOCK))
-        _store(at + cols, both, inside & (cols < 2 * HALF), VECTOR)
+        _store(at, cols, both, inside & (cols < 2 * HALF), VECTOR)
     else:
         cols = tl.arange(0, BLOCK)[None, :]
         mask = inside & (cols < HALF)
-        _store(at + cols, first, mask, VECTOR)
-        _store(at + HALF + cols, second, mask, VECTOR)
+        _store(at, cols, first, mask, VECTOR)
+        _store(at + HALF, cols, second, mask, VECTOR)
 
 
 @triton.jit
@@ -129,7 +134,7 @@ def _forward_side(
     if REST > 0:
         rest_cols = tl.arange(0, BLOCK_REST)[None, :]
         rest_mask = rest_cols < REST
-        rest = _load(at + 2 * HALF + rest_cols, inside & rest_mask, VECTOR)
+        rest = _load(at + 2 * HALF, rest_cols, inside & rest_mask, VECTOR)
     if NORM != 0:
         first, second, rest, scale, _ = _statistics(
             first, second, rest, inside, eps, NORM, DIM, HALF, BLOCK, REST, BLOCK_REST
@@ -144,24 +149,24 @@ def _forward_side(
         first *= w1
         second *= w2
         if REST > 0:
-            rest *= _load(weight + 2 * HALF + rest_cols, rest_mask, VECTOR)
+            rest *= _load(weight + 2 * HALF, rest_cols, rest_mask, VECTOR)
     if bias is not None:
         b1, b2 = _load_pairs(bias + tl.zeros([1, 1], tl.int32), one, 1, HALF, BLOCK, INTERLEAVED, VECTOR)
         first += b1
         second += b2
         if REST > 0:
-            rest += _load(bias + 2 * HALF + rest_cols, rest_mask, VECTOR)
+            rest += _load(bias + 2 * HALF, rest_cols, rest_mask, VECTOR)
     if cos is not None:
         cols = tl.arange(0, BLOCK)[None, :]
         mask = inside & (cols < HALF)
-        c = _load(cos + n.to(tl.int64) * cos_row + cols, mask, VECTOR)
-        s = _load(sin + n.to(tl.int64) * sin_row + cols, mask, VECTOR)
+        c = _load(cos + n.to(tl.int64) * cos_row, cols, mask, VECTOR)
+        s = _load(sin + n.to(tl.int64) * sin_row, cols, mask, VECTOR)
         turned = first * c - second * s
         second = second * c + first * s
         first = turned
     _store_pairs(to, first, second, inside, GROUP, HALF, BLOCK, INTERLEAVED, VECTOR)
     if REST > 0:
-        _store(to + 2 * HALF + rest_cols, rest, inside & rest_mask, VECTOR)
+        _store(to + 2 * HALF, rest_cols, rest, inside & rest_mask, VECTOR)
 
 
 @kernel
@@ -231,7 +236,7 @@ def _store_sums(
     _store_pairs(at, first, second, tl.full([1, 1], 1, tl.int1), 1, HALF, BLOCK, INTERLEAVED, VECTOR)
     if REST > 0:
         cols = tl.arange(0, BLOCK_REST)[None, :]
-        _store(at + 2 * HALF + cols, tl.sum(rest, axis=0, keep_dims=True), cols < REST, VECTOR)
+        _store(at + 2 * HALF, cols, tl.sum(rest, axis=0, keep_dims=True), cols < REST, VECTOR)
 
 
 @triton.jit
@@ -263,11 +268,11 @@ def _backward_side(
         d1, d2 = _load_pairs(at, inside, GROUP, HALF, BLOCK, INTERLEAVED, VECTOR)
         d3 = d1
         if REST > 0:
-            d3 = _load(at + 2 * HALF + rest_cols, inside & rest_mask, VECTOR)
+            d3 = _load(at + 2 * HALF, rest_cols, inside & rest_mask, VECTOR)
         if cos is not None:
             mask = inside & (cols < HALF)
-            c = _load(cos + n.to(tl.int64) * cos_row + cols, mask, VECTOR)
-            s = _load(sin + n.to(tl.int64) * sin_row + cols, mask, VECTOR)
+            c = _load(cos + n.to(tl.int64) * cos_row, cols, mask, VECTOR)
+            s = _load(sin + n.to(tl.int64) * sin_row, cols, mask, VECTOR)
             turned = d1 * c + d2 * s
             d2 = d2 * c - d1 * s
             d1 = turned
@@ -281,7 +286,7 @@ def _backward_side(
             y1, y2 = _load_pairs(at, inside, GROUP, HALF, BLOCK, INTERLEAVED, VECTOR)
             y3 = y1
             if REST > 0:
-                y3 = _load(at + 2 * HALF + rest_cols, inside & rest_mask, VECTOR)
+                y3 = _load(at + 2 * HALF, rest_cols, inside & rest_mask, VECTOR)
             if NORM != 0:
                 y1, y2, y3, scale, reach = _statistics(
                     y1, y2, y3, inside, eps, NORM, DIM, HALF, BLOCK, REST, BLOCK_REST
@@ -301,7 +306,7 @@ def _backward_side(
             d1 *= w1
             d2 *= w2
             if REST > 0:
-                d3 *= _load(weight + 2 * HALF + rest_cols, rest_mask, VECTOR)
+                d3 *= _load(weight + 2 * HALF, rest_cols, rest_mask, VECTOR)
         if dx is not None:
             if NORM != 0:
                 along = tl.sum(d1 * y1 + d2 * y2, axis=1, keep_dims=True)
@@ -320,7 +325,7 @@ def _backward_side(
             to = dx + row.to(tl.int64) * DIM
             _store_pairs(to, d1, d2, inside, GROUP, HALF, BLOCK, INTERLEAVED, VECTOR)
             if REST > 0:
-                _store(to + 2 * HALF + rest_cols, d3, inside & rest_mask, VECTOR)
+                _store(to + 2 * HALF, rest_cols, d3, inside & rest_mask, VECTOR)
         done += GROUP
     if dweight is not None:
         _store_sums(
@@ -412,9 +417,9 @@ def _sum_terms(rows, out, terms, DIM: tl.constexpr, TERMS: tl.constexpr, COLS: t
         done = 0
         while done < terms:
             term = done + tl.arange(0, TERMS)[:, None]
-            total += _load(rows + term * DIM + cols, (term < terms) & (cols < DIM), VECTOR)
+            total += _load(rows + term * DIM, cols, (term < terms) & (cols < DIM), VECTOR)
             done += TERMS
-        _store(out + cols, tl.sum(total, axis=0, keep_dims=True), cols < DIM, VECTOR)
+        _store(out, cols, tl.sum(total, axis=0, keep_dims=True), cols < DIM, VECTOR)
 
 
 @kernel
