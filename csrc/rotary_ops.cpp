@@ -92,7 +92,8 @@ class Inputs {
 
 template <class Args>
 int64_t elements(const Args& args) {
-  return args.batch * args.dim * (args.sides[0].tokens * args.sides[0].heads + args.sides[1].tokens * args.sides[1].heads);
+  return args.batch * args.dim *
+         (args.sides[0].tokens * args.sides[0].heads + args.sides[1].tokens * args.sides[1].heads);
 }
 
 // About this many elements make a task worth a thread.

@@ -1,9 +1,9 @@
 // Head norm and rotary embedding on the CPU, for one instruction set; the formulas stand in rotary.h.
 //
-// A head of the usual sizes lives in registers from its load to its store ("tile": whole vectors, its rotary partners in
-// other registers or in neighbouring lanes), several heads of a token side by side, so that they share what the token
-// brings and their sums over lanes are taken together.  Heads of any other size pass through L1 twice.  cos, sin, weight
-// and bias are folded once per token into  out = n * own + partner(n) * other + add.
+// A head of the usual sizes lives in registers from its load to its store ("tile": whole vectors, its rotary partners
+// in other registers or in neighbouring lanes), several heads of a token side by side, so that they share what the
+// token brings and their sums over lanes are taken together.  Heads of any other size pass through L1 twice.  cos, sin,
+// weight and bias are folded once per token into  out = n * own + partner(n) * other + add.
 //
 // Bytes: forward a row read and a row written per head, backward two read (one without norm and weight) and one
 // written; 4 R per token for cos and sin; they are read once per token, whatever the number of heads.
@@ -347,9 +347,8 @@ inline PRESTO_INLINE void turn(const RotaryShape& s, Token& token, Value&& value
       put(h + i, w, fma(v1, load(other + h + i, w), v2 * load(own + h + i, w)));
     });
   }
-  sweep(s.dim - turned, [&](int64_t i, int, auto w) PRESTO_INLINE {
-    put(turned + i, w, value(turned + i, w) * load(own + turned + i, w));
-  });
+  sweep(s.dim - turned, [&](int64_t i, int, auto w)
+                            PRESTO_INLINE { put(turned + i, w, value(turned + i, w) * load(own + turned + i, w)); });
 }
 
 template <class T>
@@ -578,8 +577,8 @@ inline void backward_sums(const RotaryShape& s, const RotaryBackwardSide& side, 
     if (!out || !chunks) return;
     scratch.clear();
     for (int64_t c = 0; c < chunks; ++c, from += 2 * s.dim)
-      sweep(s.dim, [&](int64_t i, int, auto w)
-                       PRESTO_INLINE { store(total + i, load(total + i, w) + load(from + i, w), w); });
+      sweep(s.dim,
+            [&](int64_t i, int, auto w) PRESTO_INLINE { store(total + i, load(total + i, w) + load(from + i, w), w); });
     with_type(of.dtype, [&](auto type) {
       auto* to = static_cast<decltype(type)*>(out);
       sweep(s.dim, [&](int64_t i, int, auto w) PRESTO_INLINE { store(to + i, load(total + i, w), w); });

@@ -91,8 +91,7 @@ __global__ void __launch_bounds__(kHeadThreads, 3)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
 #pragma unroll
-          for (int e = 0; e < E; ++e)
-            dn[half][e] = scale.scale * (fmaf(-n[half][e], along, dn[half][e]) - mean);
+          for (int e = 0; e < E; ++e) dn[half][e] = scale.scale * (fmaf(-n[half][e], along, dn[half][e]) - mean);
         }
       }
       if (!mine) continue;

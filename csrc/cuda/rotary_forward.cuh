@@ -4,13 +4,13 @@
 //   out = [y1 cos - y2 sin, y2 cos + y1 sin, rest of y]               contiguous, rounded once to x's dtype
 //
 // All arithmetic is fp32; the variance is summed of the centred head.
-// Bytes: every element of q and k read once and written once; 4 R bytes of cos and sin for each token, read once by each
-// warp of it.
+// Bytes: every element of q and k read once and written once; 4 R bytes of cos and sin for each token, read once by
+// each warp of it.
 //
 // rotary_forward_heads: a warp takes kRows heads in each of its slots, all of one token, so that cos, sin, weight and
-// bias are loaded once for 32 / lanes * kRows of them.  Two vectors of 16 bytes a head and thread are in flight: 64 bytes
-// a thread, 8 KB a block.  Limits: 16-byte aligned heads whose halves are whole vectors, Dh <= 64 vectors, q and k of
-// one dtype, weight and bias of that or fp32.
+// bias are loaded once for 32 / lanes * kRows of them.  Two vectors of 16 bytes a head and thread are in flight: 64
+// bytes a thread, 8 KB a block.  Limits: 16-byte aligned heads whose halves are whole vectors, Dh <= 64 vectors, q and
+// k of one dtype, weight and bias of that or fp32.
 //
 // rotary_forward_any: a warp takes one head, element by element.  Any Dh, R, alignment, strides and dtypes.
 #pragma once
@@ -22,9 +22,9 @@ namespace presto::cuda {
 constexpr int kForwardRows = 2;
 
 struct ForwardPlan {
-  int lanes = 1;                // of a slot
-  int64_t pieces[2] = {};       // warps that share the heads of a token
-  int64_t warps[2] = {};        // in all, of q and of k
+  int lanes = 1;           // of a slot
+  int64_t pieces[2] = {};  // warps that share the heads of a token
+  int64_t warps[2] = {};   // in all, of q and of k
   float inverse_dim = 1.f;
 };
 
@@ -140,7 +140,8 @@ __device__ inline void put(void* data, DType dtype, int64_t at, float v) {
   store_any(data, dtype, at, value);
 }
 
-static __global__ void __launch_bounds__(kHeadThreads)
+// Registers: 64; ptxas left to itself spills to stay at 40.
+static __global__ void __launch_bounds__(kHeadThreads, 8)
     rotary_forward_any(const __grid_constant__ RotaryForward a, const __grid_constant__ ForwardPlan plan,
                        const Origin origin) {
   int64_t row = (origin.x + blockIdx.x) * kHeadWarps + threadIdx.x / 32;
@@ -170,8 +171,8 @@ inline bool forward_by_vectors(const RotaryForward& a, DType dtype) {
   bool fits = in_vectors(a, 16 / element_size(dtype));
   for (const RotaryForwardSide& side : a.sides)
     if (there(a, side))
-      fits = fits && side.x.dtype == dtype && aligned(a, side, side.x) && aligned(side, dtype) &&
-             starts_aligned(side.out);
+      fits =
+          fits && side.x.dtype == dtype && aligned(a, side, side.x) && aligned(side, dtype) && starts_aligned(side.out);
   return fits;
 }
 

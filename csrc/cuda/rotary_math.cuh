@@ -154,8 +154,8 @@ inline bool aligned(const RotaryShape& s, const RotarySide& side, const Heads& h
 
 // Whether all that belongs to the heads can be read 16 bytes at a time, weight and bias being of `dtype` or fp32.
 inline bool aligned(const RotarySide& side, DType dtype) {
-  bool fits = starts_aligned(side.cos) && starts_aligned(side.sin) && side.cos_stride % 4 == 0 &&
-              side.sin_stride % 4 == 0;
+  bool fits =
+      starts_aligned(side.cos) && starts_aligned(side.sin) && side.cos_stride % 4 == 0 && side.sin_stride % 4 == 0;
   for (const HeadVector* v : {&side.weight, &side.bias})
     if (v->data) fits = fits && starts_aligned(v->data) && (v->dtype == dtype || v->dtype == DType::F32);
   return fits;

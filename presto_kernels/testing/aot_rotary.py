@@ -50,16 +50,16 @@ def launches(call: Call, *, batch: int = 2, tokens: int = 33) -> list[Any]:
     table = empty(tokens, call.rotary // 2, dtype=torch.float32) if call.rotary else None
     weight = empty(call.dim) if call.weight else None
     bias = empty(call.dim) if call.bias else None
-    tables, options = (table, table, None, None), {"eps": 1e-6, "interleaved": call.interleaved}
+    tables = (table, table, None, None)
     norm = operators.NORMS[call.norm]
     forward = triton_kernels.plan_forward(
-        q, k, tables, (weight, weight, bias, bias), out, out, norm=norm, **options
+        q, k, tables, (weight, weight, bias, bias), out, out, norm=norm, eps=1e-6, interleaved=call.interleaved
     )
     reads_x = call.norm is not None or call.weight
     owners = {"q": out, "k": out, "q_weight": weight, "k_weight": weight, "q_bias": bias, "k_bias": bias}
     backward = triton_kernels.plan_backward(
         out, out, q if reads_x else None, k if reads_x else None, tables, (weight, weight),
-        {name: owner for name, owner in owners.items() if owner is not None}, norm=norm, **options,
+        {name: owner for name, owner in owners.items() if owner is not None}, norm=norm, eps=1e-6, interleaved=call.interleaved,
     )  # fmt: skip
     return [forward, *backward]
 

@@ -88,9 +88,7 @@ class Case:
                 made[f"{side}_weight"] = normal(self.dim, dtype=dtype)
             if self.bias:
                 made[f"{side}_bias"] = normal(self.dim, dtype=dtype)
-        return {
-            name: t if t is None or name in TABLES else t.detach().requires_grad_() for name, t in made.items()
-        }
+        return {name: t if t is None or name in TABLES else t.detach().requires_grad_() for name, t in made.items()}
 
 
 def _of(side: str, inputs: dict[str, Tensor | None]) -> tuple[Tensor | None, ...]:
@@ -125,10 +123,12 @@ def plain(case: Case, inputs: dict[str, Tensor | None]) -> tuple[Tensor, ...]:
 
 def oracle(case: Case, inputs: dict[str, Tensor | None]) -> tuple[Tensor, ...]:
     """The formula, on float64 inputs."""
-    sides = [_of(side, inputs) for side in ("q", "k")]
-    return tuple(
-        reference.norm_rope(x, *rest, case.norm, case.eps, case.interleaved) for x, *rest in sides if x is not None
-    )
+    outputs = []
+    for side in ("q", "k"):
+        x, cos, sin, weight, bias = _of(side, inputs)
+        if x is not None:
+            outputs.append(reference.norm_rope(x, cos, sin, weight, bias, case.norm, case.eps, case.interleaved))
+    return tuple(outputs)
 
 
 def run(case: Case, inputs: dict[str, Tensor | None]) -> tuple[Tensor, ...]:
@@ -195,7 +195,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def cases(dtypes: tuple[torch.dtype, ...] = DTYPES) -> list[Case]:
-    """Shapes that hurt: N = 1, odd lengths and head sizes, GQA, other key lengths, views, mixed dtypes, what is absent."""
+    """Shapes that hurt: N = 1, odd lengths and sizes, GQA, other key lengths, views, mixed dtypes, what is absent."""
     made = []
     for dtype in dtypes:
         base = Case(dtype=dtype)

@@ -121,7 +121,9 @@ def test_streamed_results_are_the_same_bit_for_bit(dtype, dim, rotary):
     """Results past 2 MiB are written around the cache."""
     case = Case(batch=1, tokens=2**21 // (8 * dim) + 3, heads=5, dim=dim, rotary=rotary, dtype=dtype)
     inputs = {name: None if t is None else t.detach() for name, t in case.inputs().items()}
-    few = {name: t[:, :9] if name in ("q", "k") else t[:9] if name in ("cos", "sin") else t for name, t in inputs.items()}
+    few = {
+        name: t[:, :9] if name in ("q", "k") else t[:9] if name in ("cos", "sin") else t for name, t in inputs.items()
+    }
 
     def forward_and_backward(tensors):
         leaves = [tensors[name].requires_grad_() for name in ("q", "k")]
@@ -328,7 +330,7 @@ def test_bad_arguments_are_named(name):
 def test_transforms_are_refused_by_name():
     q = torch.randn(2, 3, 2, 8)
     call = lambda q: presto_kernels.qk_norm_rope(q, None, None, None)[0]  # noqa: E731
-    with pytest.raises(NotImplementedError, match="qk_norm_rope: torch.func transforms"):
+    with pytest.raises(NotImplementedError, match=r"qk_norm_rope: torch\.func transforms"):
         torch.func.vmap(call)(q.unsqueeze(0))
     with pytest.raises(NotImplementedError, match="qk_norm_rope: "):
         torch.func.jvp(call, (q,), (q,))

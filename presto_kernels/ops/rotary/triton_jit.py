@@ -7,15 +7,16 @@ Formula, for every head of q ``[B, N, H, Dh]`` and of k ``[B, Nk, Hkv, Dh]``:
 
 and backward, with dy = the incoming gradient turned by -sin, n = norm(x), dn = dy * weight:
 
-    dx      = rstd * (dn - mean(dn) - n * mean(dn * n))      (rms: without mean(dn); l2: the sum where |x| >= eps, else 0)
-    dweight = sum dy * n              dbias = sum dy         over samples, tokens and heads
+    dx      = rstd * (dn - mean(dn) - n * mean(dn * n))    (rms: without mean(dn); l2: the sum where |x| >= eps, else 0)
+    dweight = sum dy * n              dbias = sum dy       over samples, tokens and heads
 
-Rounded: out and dx once to their dtype, dweight and dbias once to that of what they belong to.  Everything else is fp32,
-in registers; the statistics are computed anew in the backward.  A program walks its groups of heads in order, and a
-second kernel adds the programs' sums in order; both depend on the shape alone.  There are no atomics.
+Rounded: out and dx once to their dtype, dweight and dbias once to that of what they belong to.  Everything else is
+fp32, in registers; the statistics are computed anew in the backward.  A program walks its groups of heads in order, and
+a second kernel adds the programs' sums in order; both depend on the shape alone.  There are no atomics.
 
-Bytes per head of Dh elements of s bytes: forward 2 Dh s, backward 3 Dh s (2 without norm and weight); cos and sin, 4 R a
-token, come out of L1 for all heads of a token but the first.  For weights 16 Dh a program, written and read in L2.
+Bytes per head of Dh elements of s bytes: forward 2 Dh s, backward 3 Dh s (2 without norm and weight); cos and sin, 4 R
+a token, come out of L1 for all heads of a token but the first.  Column sums: 4 Dh bytes a program for each of dweight
+and dbias, written, and read again out of L2.
 
 Limits: Dh at most 2048 (a group of heads must fit the registers of a program); fewer than 2^31 heads of q and of k; any
 number of elements.  Heads whose halves are no multiple of 16 bytes are read narrowly.
@@ -91,7 +92,7 @@ def _statistics(
     first, second, rest, inside, eps, NORM: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr,
     REST: tl.constexpr, BLOCK_REST: tl.constexpr,
 ):  # fmt: skip
-    """(the centred parts, the scale, the factor of sum(dn * n) in the gradient); without REST `rest` is not looked at."""
+    """(centred parts, scale, factor of sum(dn * n) in the gradient); without REST `rest` is not looked at."""
     reach = tl.full(inside.shape, 1.0 / DIM, tl.float32)
     if NORM == 1:
         total = tl.sum(first + second, axis=1, keep_dims=True)

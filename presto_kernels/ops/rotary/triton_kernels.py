@@ -24,9 +24,12 @@ class Knobs:
     """Launch parameters, chosen by counting registers and bytes in flight in the compiled code, not by a stopwatch."""
 
     warps: int = 4
-    # Elements of x a thread holds.  Forward, 16: two accesses of 16 bytes in bf16, and 32 heads of 64 a program, so that
-    # the two tokens they belong to share their cos and sin.  Backward, 16 as well: grad beside x, and four column sums.
+    # Elements of x a thread holds: two accesses of 16 bytes in bf16, and 32 heads of 64 a program, so that the heads of
+    # a token share its cos and sin.
     elements: int = 16
+    # Said aloud, because ptxas left to itself may spill to fit one more program on a multiprocessor.
+    forward_registers: int = 96
+    backward_registers: int = 192
     # Heads of a few elements are grouped up to so many: more, and programs of a short sequence would be mostly masked.
     max_group: int = 64
     # Programs a side's backward is cut into, at most: about four for each of an H200's 132 multiprocessors.
@@ -38,7 +41,7 @@ class Knobs:
 
 KNOBS = Knobs()
 MAX_DIM = 2048
-MAX_ROWS = 2**31 - 2**16  # row numbers are 32-bit, with room for the last program's masked rows
+MAX_ROWS = 2**31 - 2**23  # row numbers are 32-bit, with room for the masked rows of the backward's last program
 
 
 def limits(dim: int) -> str | None:
@@ -87,11 +90,11 @@ def _half(cos: Tensor | None) -> int:
     return 0 if cos is None else cos.shape[1]
 
 
-def _tables(
-    cos: Tensor | None, sin: Tensor | None, k_cos: Tensor | None, k_sin: Tensor | None, k: Tensor | None
-) -> dict[str, Any]:
+def _tables(tables: tuple[Tensor | None, ...], k: Tensor | None) -> dict[str, Any]:
     """The four tables and their row strides; k's are q's where it has none of its own."""
-    of_k = (cos, sin) if k_cos is None else (k_cos, k_sin)
+    cos, sin, *of_k = tables
+    if of_k[0] is None:
+        of_k = [cos, sin]
     given = (cos, sin, *(of_k if k is not None else (None, None)))
     arguments: dict[str, Any] = {}
     for name, t in zip(("cos", "sin", "k_cos", "k_sin"), given, strict=True):
@@ -125,11 +128,14 @@ def plan_forward(
     eps: float,
     interleaved: bool,
 ) -> Launch:
-    """The launch that writes q_out and k_out; ``tables`` are cos, sin, k_cos, k_sin, ``affine`` the weights, the biases."""
+    """The launch that writes q_out and k_out.
+
+    ``tables`` are cos, sin, k_cos, k_sin, ``affine`` the two weights and the two biases.
+    """
     q_read, k_read = _readable(q), _readable(k)
     affine = tuple(map(_readable, affine))
     dim, half = q.shape[3], _half(tables[0])
-    arguments = _tile(dim, half, interleaved) | _tables(*tables, k) | _heads("q", q_read) | _heads("k", k_read)
+    arguments = _tile(dim, half, interleaved) | _tables(tables, k) | _heads("q", q_read) | _heads("k", k_read)
     arguments |= _side("q", q) | _side("k", k)
     arguments |= dict(zip(("q_weight", "k_weight", "q_bias", "k_bias"), affine, strict=True))
     group = arguments["GROUP"]
@@ -137,7 +143,7 @@ def plan_forward(
     read = [q_read, k_read, *affine, *(arguments[name] for name in ("cos", "sin", "k_cos", "k_sin"))]
     arguments |= {"q_out": q_out, "k_out": k_out, "q_programs": q_programs, "eps": eps, "NORM": norm}
     arguments["VECTOR"] = _vector(dim, arguments["HALF"], [*read, q_out, k_out])
-    return Launch(rotary_forward, (q_programs + k_programs,), arguments, KNOBS.warps)
+    return Launch(rotary_forward, (q_programs + k_programs,), arguments, KNOBS.warps, KNOBS.forward_registers)
 
 
 def plan_backward(
@@ -159,12 +165,14 @@ def plan_backward(
     like = grad_q if grad_q is not None else grad_k
     assert like is not None
     dim, half = like.shape[3], _half(tables[0])
-    arguments = _tile(dim, half, interleaved) | _tables(*tables, grad_k)
+    arguments = _tile(dim, half, interleaved) | _tables(tables, grad_k)
     for name, t in (("grad_q", grad_q), ("grad_k", grad_k), ("q", q), ("k", k)):
         arguments |= _heads(name, t)
     arguments |= _side("q", grad_q) | _side("k", grad_k)
     arguments |= dict(zip(("q_weight", "k_weight"), weights, strict=True))
-    programs, sums, group = {}, {}, arguments["GROUP"]
+    programs: dict[str, int] = {}
+    sums: dict[str, Tensor | None] = {}
+    group = arguments["GROUP"]
     for side in "qk":
         groups = triton.cdiv(arguments[f"{side}_rows"], group)
         chunk = triton.cdiv(groups, KNOBS.max_programs) * group
@@ -173,22 +181,20 @@ def plan_backward(
         arguments[f"d{side}"] = grads.get(side)
         for kind in ("weight", "bias"):
             wanted = f"{side}_{kind}" in grads
-            sums[f"{side}_{kind}"] = (
-                like.new_empty((programs[side], dim), dtype=torch.float32) if wanted else None
-            )
+            sums[f"{side}_{kind}"] = like.new_empty((programs[side], dim), dtype=torch.float32) if wanted else None
             arguments[f"d{side}_{kind}"] = sums[f"{side}_{kind}"]
     arguments |= {"q_programs": programs["q"], "eps": eps, "NORM": norm}
     read = [grad_q, grad_k, q, k, *weights, *(arguments[name] for name in ("cos", "sin", "k_cos", "k_sin"))]
     vector = _vector(dim, arguments["HALF"], [*read, *grads.values(), *sums.values()])
     arguments["VECTOR"] = vector
-    launches = [Launch(rotary_backward_rows, (programs["q"] + programs["k"],), arguments, KNOBS.warps)]
+    grid = (programs["q"] + programs["k"],)
+    launches = [Launch(rotary_backward_rows, grid, arguments, KNOBS.warps, KNOBS.backward_registers)]
     if any(t is not None for t in sums.values()):
-        arguments = {f"{name}_rows": t for name, t in sums.items()} | {f"d{name}": grads.get(name) for name in sums}
+        arguments = {f"d{name}": grads.get(name) for name in sums}
+        arguments |= {f"{name}_rows": t for name, t in sums.items()}
         arguments |= {"q_terms": programs["q"], "k_terms": programs["k"], "DIM": dim, "VECTOR": vector}
         arguments |= {"TERMS": KNOBS.sum_terms, "COLS": KNOBS.sum_columns}
-        launches.append(
-            Launch(rotary_backward_sums, (triton.cdiv(dim, KNOBS.sum_columns), 4), arguments, KNOBS.warps)
-        )
+        launches.append(Launch(rotary_backward_sums, (triton.cdiv(dim, KNOBS.sum_columns), 4), arguments, KNOBS.warps))
     return launches
 
 

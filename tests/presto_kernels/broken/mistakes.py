@@ -1,4 +1,4 @@
-"""The deliberate mistakes: by file under csrc/, {what it is: (the right code, the wrong code)}.  At least one for each op."""
+"""The deliberate mistakes: by file under csrc/, {what it is: (right code, wrong code)}.  At least one for each op."""
 
 MISTAKES: dict[str, dict[str, tuple[str, str]]] = {
     "cpu/modulation_kernels.h": {

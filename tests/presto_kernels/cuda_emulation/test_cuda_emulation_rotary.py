@@ -104,8 +104,12 @@ class _Function(torch.autograd.Function):
     def forward(ctx, emulated, case, *tensors):
         inputs = dict(zip(case.inputs(), tensors, strict=True))
         # The glue copies what has no unit inner stride.
-        inputs = {k: t.contiguous() if k in SIDES and t is not None and t.stride(-1) != 1 else t for k, t in inputs.items()}
-        outputs = {f"{side}'": Output(inputs[side].shape, inputs[side].dtype) for side in SIDES if inputs[side] is not None}
+        inputs = {
+            k: t.contiguous() if k in SIDES and t is not None and t.stride(-1) != 1 else t for k, t in inputs.items()
+        }
+        outputs = {
+            f"{side}'": Output(inputs[side].shape, inputs[side].dtype) for side in SIDES if inputs[side] is not None
+        }
         arguments = emulated.describe(case, inputs, {}, outputs)
         emulated.library.set_order(emulated.order)
         emulated.forward_vectors = bool(emulated.library.by_vectors(*arguments, 0))
@@ -169,7 +173,9 @@ def test_sizes_take_the_kernel_meant_for_them(library, dtype, vectors, size, int
 @pytest.mark.parametrize("dim", [64, 68])
 def test_norms_and_orders(library, norm, dim):
     """Bitwise the same in whatever order threads and blocks run; several runs of tokens, and a run that is not full."""
-    case = Case(batch=2, tokens=7, heads=11, k_tokens=5, k_heads=3, dim=dim, rotary=dim, dtype=BF16, bias=True, norm=norm)
+    case = Case(
+        batch=2, tokens=7, heads=11, k_tokens=5, k_heads=3, dim=dim, rotary=dim, dtype=BF16, bias=True, norm=norm
+    )
     seen = []
     for order in (0, 1, 2, 2):
         emulated, inputs = Emulated(library, order), case.inputs()

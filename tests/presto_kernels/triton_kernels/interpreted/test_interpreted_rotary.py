@@ -151,13 +151,18 @@ def test_what_is_too_large_is_refused_by_name():
     with presto_kernels.use_backend():
         assert presto_kernels.explain("qk_norm_rope", wide, None, None, None).backend != "triton"
     many = torch.zeros(1, 1, 1, 8).expand(2**10, 2**11, 2**10, 8)
-    with pytest.raises(ValueError, match="more than 2147418112 heads"):
+    with pytest.raises(ValueError, match="more than 2139095040 heads"):
         torch.ops.presto_kernels.qk_norm_rope_triton(many, *[None] * 9, operators.NORMS["rms"], 1e-6, False)
 
 
 # Kernels that are wrong, each by one line, and a call that shows it.
 BROKEN = {
-    "turned the other way": ("rotary_forward", "turned = first * c - second * s", "turned = first * c + second * s", FULL),
+    "turned the other way": (
+        "rotary_forward",
+        "turned = first * c - second * s",
+        "turned = first * c + second * s",
+        FULL,
+    ),
     "the rest is not scaled": (
         "rotary_forward",
         "            rest *= scale\n    one =",
