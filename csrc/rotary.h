@@ -63,7 +63,6 @@ struct RotaryForward : RotaryShape {
 struct RotaryBackwardSide : RotarySide {
   Heads grad;
   void *dx = nullptr, *dweight = nullptr, *dbias = nullptr;  // in the dtypes of grad, weight and bias
-
 };
 
 struct RotaryBackward : RotaryShape {

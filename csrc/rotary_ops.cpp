@@ -92,7 +92,8 @@ class Inputs {
 
 template <class Args>
 int64_t elements(const Args& args) {
-  return args.batch * args.dim * (args.sides[0].tokens * args.sides[0].heads + args.sides[1].tokens * args.sides[1].heads);
+  return args.batch * args.dim *
+         (args.sides[0].tokens * args.sides[0].heads + args.sides[1].tokens * args.sides[1].heads);
 }
 
 // About this many elements make a task worth a thread.
@@ -149,7 +150,8 @@ Backward qk_norm_rope_backward(const Optional& grad_q, const Optional& grad_k, c
   const Optional* xs[] = {&q, &k};
   const Optional* tables[][2] = {{&cos, &sin}, {k_cos ? &k_cos : &cos, k_sin ? &k_sin : &sin}};
   const Optional* affine[][2] = {{&q_weight, &q_bias}, {&k_weight, &k_bias}};
-  std::vector<Tensor> results(6, in.nothing());
+  std::vector<Tensor> results;
+  for (int i = 0; i < 6; ++i) results.push_back(in.nothing());
   for (int s = 0; s < 2; ++s) {
     const Optional &grad = *grads[s], &weight = *affine[s][0], &bias = *affine[s][1];
     const bool wanted[] = {(needs >> s & 1) != 0, (needs >> (2 + s) & 1) != 0, (needs >> (4 + s) & 1) != 0};

@@ -30,9 +30,7 @@ void rotary_forward(const RotaryForward& args, int64_t first, int64_t last) {
 
 int64_t rotary_backward_chunks(const RotaryBackward& args) { return chunks(args, 0) + chunks(args, 1); }
 
-int64_t rotary_backward_workspace(const RotaryBackward& args) {
-  return rotary_backward_chunks(args) * 2 * args.dim;
-}
+int64_t rotary_backward_workspace(const RotaryBackward& args) { return rotary_backward_chunks(args) * 2 * args.dim; }
 
 void rotary_backward(const RotaryBackward& args, int64_t first_chunk, int64_t last_chunk) {
   const int64_t of_q = chunks(args, 0);

@@ -1,9 +1,9 @@
 // Head norm and rotary embedding on the CPU, for one instruction set; the formulas stand in rotary.h.
 //
-// A head of the usual sizes lives in registers from its load to its store ("tile": whole vectors, its rotary partners in
-// other registers or in neighbouring lanes), several heads of a token side by side, so that they share what the token
-// brings and their sums over lanes are taken together.  Heads of any other size pass through L1 twice.  cos, sin, weight
-// and bias are folded once per token into  out = n * own + partner(n) * other + add.
+// A head of the usual sizes lives in registers from its load to its store ("tile": whole vectors, its rotary partners
+// in other registers or in neighbouring lanes), several heads of a token side by side, so that they share what the
+// token brings and their sums over lanes are taken together.  Heads of any other size pass through L1 twice.  cos, sin,
+// weight and bias are folded once per token into  out = n * own + partner(n) * other + add.
 //
 // Bytes: forward a row read and a row written per head, backward two read (one without norm and weight) and one
 // written; 4 R per token for cos and sin; they are read once per token, whatever the number of heads.
@@ -347,9 +347,8 @@ inline PRESTO_INLINE void turn(const RotaryShape& s, Token& token, Value&& value
       put(h + i, w, fma(v1, load(other + h + i, w), v2 * load(own + h + i, w)));
     });
   }
-  sweep(s.dim - turned, [&](int64_t i, int, auto w) PRESTO_INLINE {
-    put(turned + i, w, value(turned + i, w) * load(own + turned + i, w));
-  });
+  sweep(s.dim - turned, [&](int64_t i, int, auto w)
+                            PRESTO_INLINE { put(turned + i, w, value(turned + i, w) * load(own + turned + i, w)); });
 }
 
 template <class T>
@@ -376,17 +375,50 @@ void forward_any(const RotaryShape& s, const RotaryForwardSide& side, int64_t fi
 // 64: at 1379 tokens 22 chunks a side share the work, and 16 heads of a token share one set of sums.
 constexpr int64_t kChunkTokens = 64;
 
-// The sums of the heads in `row` of two: dweight's, dbias's.
-struct Columns {
-  float *weight, *bias;  // null where not wanted
+// Column sums of dweight and dbias, of a token's heads and of the chunk's tokens so far: in two steps, since one long
+// chain of additions would err several times as much.
+class Columns {
+ public:
+  Columns(const RotaryShape& shape, const RotaryBackwardSide& side)
+      : dim_(shape.dim), wanted_{side.dweight != nullptr, side.dbias != nullptr}, rows_(4, shape.dim) {}
+  // Of the present token; null where not wanted.
+  float* weight() { return wanted_[0] ? rows_.row(0) : nullptr; }
+  float* bias() { return wanted_[1] ? rows_.row(1) : nullptr; }
+
+  void begin_chunk() { rows_.clear(); }
+  void end_token() {
+    for (int k = 0; k < 2; ++k) {
+      if (!wanted_[k]) continue;
+      float *token = rows_.row(k), *chunk = rows_.row(2 + k);
+      for (int64_t i = 0; i < dim_; i += kLanes) {  // rows are padded with zeros
+        store(chunk + i, load(chunk + i, All{}) + load(token + i, All{}), All{});
+        store(token + i, zero(), All{});
+      }
+    }
+  }
+  template <class Order>
+  void end_chunk(float* out, Order order) {
+    for (int k = 0; k < 2; ++k, out += dim_) {
+      if (!wanted_[k]) continue;
+      float* chunk = rows_.row(2 + k);
+      put_back_in_order(chunk, dim_, order);
+      sweep(dim_, [&](int64_t i, int, auto w) PRESTO_INLINE { store(out + i, load(chunk + i, w), w); });
+    }
+  }
+
+ private:
+  int64_t dim_;
+  bool wanted_[2];
+  Scratch rows_;
 };
 
 // K heads; dx is null where it is not wanted, x where there is neither norm nor weight.
 template <int K, bool kStream, class Tile, class Order, class T>
 inline PRESTO_INLINE void backward_tile(const RotaryShape& s, const T* x, int64_t x_stride, const T* grad,
-                                        int64_t grad_stride, T* dx, Token& token, Columns columns, Order order) {
+                                        int64_t grad_stride, T* dx, Token& token, Columns& columns, Order order) {
   constexpr int V = Tile::kVectors;
   const float *own = token.own(), *other = token.other(), *weight = token.weight();
+  float *dweight = columns.weight(), *dbias = columns.bias();
   Vec n[K][V], dn[K][V];
   Stats stats;
   if (x) {
@@ -407,17 +439,17 @@ inline PRESTO_INLINE void backward_tile(const RotaryShape& s, const T* x, int64_
       dy[k] = g[k][i];
       if (i < Tile::kTurned) dy[k] = fma(partner<Tile>(g[k], i, order), across, dy[k] * factor);
     }
-    if (columns.weight) {
-      Vec sum = load(columns.weight + i * kLanes, All{});
+    if (dweight) {
+      Vec sum = load(dweight + i * kLanes, All{});
 #pragma GCC unroll 4
       for (int k = 0; k < K; ++k) sum = fma(dy[k], n[k][i], sum);
-      store(columns.weight + i * kLanes, sum, All{});
+      store(dweight + i * kLanes, sum, All{});
     }
-    if (columns.bias) {
-      Vec sum = load(columns.bias + i * kLanes, All{});
+    if (dbias) {
+      Vec sum = load(dbias + i * kLanes, All{});
 #pragma GCC unroll 4
       for (int k = 0; k < K; ++k) sum = sum + dy[k];
-      store(columns.bias + i * kLanes, sum, All{});
+      store(dbias + i * kLanes, sum, All{});
     }
     const Vec w = load(weight + i * kLanes, All{});
 #pragma GCC unroll 4
@@ -451,22 +483,6 @@ inline PRESTO_INLINE void backward_tile(const RotaryShape& s, const T* x, int64_
   }
 }
 
-inline Columns columns_of(const RotaryBackwardSide& side, Scratch& sums) {
-  return {side.dweight ? sums.row(0) : nullptr, side.dbias ? sums.row(1) : nullptr};
-}
-
-template <class Order>
-inline void keep_columns(const RotaryShape& s, Columns columns, float* out, Order order) {
-  float* const rows[] = {columns.weight, columns.bias};
-  for (float* row : rows) {
-    if (row) {
-      put_back_in_order(row, s.dim, order);
-      sweep(s.dim, [&](int64_t i, int, auto w) PRESTO_INLINE { store(out + i, load(row + i, w), w); });
-    }
-    out += s.dim;
-  }
-}
-
 template <bool kStream, class Tile, class T>
 void backward_chunks(const RotaryShape& s, const RotaryBackwardSide& side, int64_t first, int64_t last, float* out) {
   using Order = typename TileOrder<T, Tile>::Type;
@@ -474,12 +490,11 @@ void backward_chunks(const RotaryShape& s, const RotaryBackwardSide& side, int64
   const Order order{};
   Token token(s, side, true);
   put_in_order(token.weight(), s.dim, order);
-  Scratch sums(2, s.dim);
-  const Columns columns = columns_of(side, sums);
+  Columns columns(s, side);
   const int64_t step = side.x.head_stride, grad_step = side.grad.head_stride, dim = s.dim;
   const int64_t rows = s.batch * side.tokens;
   for (int64_t c = first; c < last; ++c, out += 2 * dim) {
-    sums.clear();
+    columns.begin_chunk();
     const int64_t end = (c + 1) * kChunkTokens < rows ? (c + 1) * kChunkTokens : rows;
     for (int64_t r = c * kChunkTokens; r < end; ++r) {
       const int64_t b = r / side.tokens, n = r % side.tokens;
@@ -498,8 +513,9 @@ void backward_chunks(const RotaryShape& s, const RotaryBackwardSide& side, int64
       for (; h < side.heads; ++h)
         backward_tile<1, kStream, Tile>(s, of(x, h, step), step, grad + h * grad_step, grad_step, of(dx, h, dim), token,
                                         columns, order);
+      columns.end_token();
     }
-    keep_columns(s, columns, out, order);
+    columns.end_chunk(out, order);
   }
   if (kStream) end_stream();
 }
@@ -507,13 +523,13 @@ void backward_chunks(const RotaryShape& s, const RotaryBackwardSide& side, int64
 template <class T>
 void backward_any(const RotaryShape& s, const RotaryBackwardSide& side, int64_t first, int64_t last, float* out) {
   Token token(s, side, true);
-  Scratch sums(2, s.dim), scratch(2, s.dim);
-  const Columns columns = columns_of(side, sums);
-  float *n = scratch.row(0), *dn = scratch.row(1);
+  Columns columns(s, side);
+  Scratch scratch(2, s.dim);
+  float *n = scratch.row(0), *dn = scratch.row(1), *dweight = columns.weight(), *dbias = columns.bias();
   const float* weight = token.weight();
   const int64_t rows = s.batch * side.tokens;
   for (int64_t c = first; c < last; ++c, out += 2 * s.dim) {
-    sums.clear();
+    columns.begin_chunk();
     const int64_t end = (c + 1) * kChunkTokens < rows ? (c + 1) * kChunkTokens : rows;
     for (int64_t r = c * kChunkTokens; r < end; ++r) {
       token.prepare(r % side.tokens, Natural{});
@@ -531,8 +547,8 @@ void backward_any(const RotaryShape& s, const RotaryBackwardSide& side, int64_t 
             s, token, [&](int64_t i, auto w) PRESTO_INLINE { return load(grad + i, w); },
             [&](int64_t i, auto w, Vec dy) PRESTO_INLINE {
               const Vec y = load(n + i, w);
-              if (columns.weight) store(columns.weight + i, fma(dy, y, load(columns.weight + i, w)), w);
-              if (columns.bias) store(columns.bias + i, dy + load(columns.bias + i, w), w);
+              if (dweight) store(dweight + i, fma(dy, y, load(dweight + i, w)), w);
+              if (dbias) store(dbias + i, dy + load(dbias + i, w), w);
               const Vec v = keep(dy, w) * load(weight + i, w);
               store(dn + i, v, w);
               along.add_product(0, v, y);
@@ -548,8 +564,9 @@ void backward_any(const RotaryShape& s, const RotaryBackwardSide& side, int64_t 
           store(dx + i, norm ? (fma(load(n + i, w), by_n, v) - mean) * scale : v, w);
         });
       }
+      columns.end_token();
     }
-    keep_columns(s, columns, out, Natural{});
+    columns.end_chunk(out, Natural{});
   }
 }
 
@@ -560,8 +577,8 @@ inline void backward_sums(const RotaryShape& s, const RotaryBackwardSide& side, 
     if (!out || !chunks) return;
     scratch.clear();
     for (int64_t c = 0; c < chunks; ++c, from += 2 * s.dim)
-      sweep(s.dim, [&](int64_t i, int, auto w)
-                       PRESTO_INLINE { store(total + i, load(total + i, w) + load(from + i, w), w); });
+      sweep(s.dim,
+            [&](int64_t i, int, auto w) PRESTO_INLINE { store(total + i, load(total + i, w) + load(from + i, w), w); });
     with_type(of.dtype, [&](auto type) {
       auto* to = static_cast<decltype(type)*>(out);
       sweep(s.dim, [&](int64_t i, int, auto w) PRESTO_INLINE { store(to + i, load(total + i, w), w); });

@@ -106,9 +106,7 @@ class _QKNormRope(torch.autograd.Function):
             grad_k = None  # torch.compile fills in zeros
         need = ctx.needs_input_grad[2:]
         incoming = (grad_q, grad_k, grad_q, grad_k, grad_q, grad_k)
-        wanted = [
-            grad is not None and needed for grad, needed in zip(incoming, (*need[:2], *need[6:]), strict=True)
-        ]
+        wanted = [grad is not None and needed for grad, needed in zip(incoming, (*need[:2], *need[6:]), strict=True)]
         if not any(wanted):
             return (None,) * 12
         needs = sum(1 << bit for bit, want in enumerate(wanted) if want)
@@ -169,9 +167,7 @@ def _check(
             _check_table("k_cos", k_cos, q, k.shape[1], cos.shape[1])
             _check_table("k_sin", k_sin, q, k.shape[1], cos.shape[1])
         elif k is not None and k.shape[1] != q.shape[1]:
-            raise ValueError(
-                f"{_OP}: k_cos and k_sin are needed where k's length {k.shape[1]} is not q's {q.shape[1]}"
-            )
+            raise ValueError(f"{_OP}: k_cos and k_sin are needed where k's length {k.shape[1]} is not q's {q.shape[1]}")
     for name, t in {"q_weight": q_weight, "k_weight": k_weight, "q_bias": q_bias, "k_bias": k_bias}.items():
         if t is None:
             continue

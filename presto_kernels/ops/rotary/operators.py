@@ -6,9 +6,9 @@
     out = rotary(norm(x) * weight + bias)          for x = q ``[B, N, H, Dh]`` and x = k ``[B, Nk, Hkv, Dh]``
 
 forward  -> (q', k'): contiguous, each in its own dtype.
-backward -> (dq, dk, dq_weight, dk_weight, dq_bias, dk_bias), each with the shape and dtype of what it belongs to; bit i
-of ``needs`` asks for output i.  q and k are needed where there is a norm or a weight, and may be left out elsewhere: the
-statistics are computed anew from the row, which the backward reads anyway, instead of being kept.
+backward -> (dq, dk, dq_weight, dk_weight, dq_bias, dk_bias), each with the shape and dtype of what it belongs to; bit
+i of ``needs`` asks for output i.  q and k are needed where there is a norm or a weight, and may be left out elsewhere:
+the statistics are computed anew from the row, which the backward reads anyway, instead of being kept.
 What is not there (k' without k, a gradient not asked for) is a tensor of shape [0]: a schema cannot return None.
 """
 

@@ -1,4 +1,4 @@
-"""The deliberate mistakes: by file under csrc/, {what it is: (the right code, the wrong code)}.  One for each op."""
+"""The deliberate mistakes: by file under csrc/, {what it is: (right code, wrong code)}.  At least one for each op."""
 
 MISTAKES: dict[str, dict[str, tuple[str, str]]] = {
     "cpu/modulation_kernels.h": {
@@ -8,5 +8,15 @@ MISTAKES: dict[str, dict[str, tuple[str, str]]] = {
         ),
         "gated_residual: the gradient of the branch forgets the gate": ("v * load_pair(gate + i)", "v"),
         "gated_residual_adaln: the norm is taken of x instead of x'": ("x = kept;", ""),
+    },
+    "cpu/rotary_kernels.h": {
+        "qk_norm_rope: a head in registers is turned by its neighbour's cosine": (
+            "store(own + h + i, w2 * c, width);",
+            "store(own + h + i, w2 * load(cos + (i ^ 1), width), width);",
+        ),
+        "qk_norm_rope: the gradient forgets how the scale depends on x": (
+            "splat(-along[k] * stats.reach[k])",
+            "splat(0.f)",
+        ),
     },
 }
