@@ -127,9 +127,7 @@ def judge(
         if gradient.dtype != owner.dtype or gradient.shape != owner.shape:
             raise AssertionError(f"{case.op}: the gradient of {name} is {gradient.dtype} {list(gradient.shape)}")
         eps_of = max(eps, torch.finfo(owner.dtype).eps)  # gradients pass through tensors of x's dtype
-        outcomes.append(
-            within(f"d{name}", gradient, right_gradient, usual_gradient, rowwise=name == "x", eps=eps_of)
-        )
+        outcomes.append(within(f"d{name}", gradient, right_gradient, usual_gradient, rowwise=name == "x", eps=eps_of))
     return outcomes
 
 

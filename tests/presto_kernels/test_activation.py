@@ -238,7 +238,11 @@ BAD = {
     "x is integer": (lambda: presto_kernels.geglu(X.int()), TypeError, "geglu: x must be float32.*got torch.int32"),
     "x is odd": (lambda: presto_kernels.swiglu(X[..., :7]), ValueError, r"x must be \[\.\.\., 2 D\].*got \[2, 3, 7\]"),
     "x is empty": (lambda: presto_kernels.swiglu(X[..., :0]), ValueError, r"x must be \[\.\.\., 2 D\]"),
-    "x is a number": (lambda: presto_kernels.swiglu(torch.ones(())), ValueError, r"x must be \[\.\.\., 2 D\].*got \[\]"),
+    "x is a number": (
+        lambda: presto_kernels.swiglu(torch.ones(())),
+        ValueError,
+        r"x must be \[\.\.\., 2 D\].*got \[\]",
+    ),
     "gate_first is no bool": (
         lambda: presto_kernels.swiglu(X, gate_first=1),
         TypeError,
