@@ -132,7 +132,10 @@ def judge(
 
 
 def cases(dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)) -> list[Case]:
-    """Shapes that hurt, for every op: one row, one column, tails, odd widths, views, mixed dtypes."""
+    """Shapes that hurt, for every op: one row, one column, tails, odd widths, views, mixed dtypes.
+
+    Snake has several channels where its sums are long: of one or two sums PyTorch may be right by luck.
+    """
     made = []
     for op in OPS:
         for dtype in dtypes:
@@ -140,7 +143,7 @@ def cases(dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torc
             made += [
                 base,
                 replace(base, batch=1, rows=1, dim=1),
-                replace(base, rows=1, dim=333),
+                replace(base, rows=5 if op == "snake" else 1, dim=333),
                 replace(base, rows=33, dim=1000),
                 replace(base, rows=19, dim=17, size=4.0),
                 replace(base, batch=3, rows=3, dim=96, x_layout="sliced"),
@@ -152,8 +155,8 @@ def cases(dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torc
                 made += [
                     replace(base, alpha_dtype=wider, beta_dtype=wider, strided=True),
                     replace(base, alpha_dtype=wider, dim=65),
-                    replace(base, beta_dtype=torch.float16, rows=2, dim=16400),
-                    replace(base, rows=3, dim=77, size=40.0),
+                    replace(base, beta_dtype=torch.float16, rows=5, dim=16400),
+                    replace(base, dim=77, size=40.0),
                 ]
             else:
                 made += [

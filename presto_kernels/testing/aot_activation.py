@@ -43,9 +43,7 @@ def snake_launches(dtype: torch.dtype, length: int, *, batch: int = 2, channels:
 
 def variants() -> list[Variant]:
     """Every op in bf16 and fp32 on aligned rows, and on rows of an odd length in bf16."""
-    made = [
-        Variant(f"{name}, D=2816", dtype, glu_launches(act, dtype, 2816)) for name, act in GLU for dtype in DTYPES
-    ]
+    made = [Variant(f"{name}, D=2816", dtype, glu_launches(act, dtype, 2816)) for name, act in GLU for dtype in DTYPES]
     made += [Variant("snake, T=110080", dtype, snake_launches(dtype, 110080)) for dtype in DTYPES]
     made += [Variant("swiglu, D=1365", torch.bfloat16, glu_launches(0, torch.bfloat16, 1365))]
     made += [Variant("snake, T=1379", torch.bfloat16, snake_launches(torch.bfloat16, 1379))]
