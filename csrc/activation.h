@@ -1,7 +1,8 @@
 // Gated activations and Snake, as plain C++: no torch header here, so that the kernels compile with g++ or nvcc alone
 // whatever torch is installed.
 //
-//   glu     y = value * act(gate)            x [B, N, 2 D] = (value, gate), or (gate, value) with gate_first; y [B, N, D]
+//   glu     y = value * act(gate)            x [B, N, 2 D] = (value, gate), or (gate, value) with gate_first; y [B, N,
+//   D]
 //           act(g) = g sigmoid(g)  (SiLU)    or    g (1 + erf(g / sqrt 2)) / 2  (GELU)
 //   snake   y = x + sin(alpha x)^2 / (beta + 1e-9)       x, y [B, C, T]; alpha, beta [C]
 //

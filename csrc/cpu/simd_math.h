@@ -2,15 +2,14 @@
 // once per instruction set, as simd.h is.
 //
 //   function   method                                                       worst error found against float64
-//   exp        x = n ln2 + r, 2^n (1 + r + r^2 P(r))                         1.0 ulp
-//   sigmoid    1 / (1 + exp(-x))                                            2.0 ulp
-//   erf        |x| <= 0.93: x + x P(x^2), else 1 - exp(-x Q(x))             1.1 ulp
-//   sin        x = n pi + r, +-(r + r^3 P(r^2))                             1.5 ulp
-//   sin_cos    x = n pi/2 + r, a polynomial for each of sin and cos         1.2 ulp
+//   exp        x = n ln2 + r, 2^n (1 + r + r^2 P(r))                         1.1 ulp
+//   sigmoid    1 / (1 + exp(-x)), as PyTorch has it                         2.5 ulp (its own: 2.5)
+//   erf        |x| <= 0.93: x + x P(x^2), else 1 - exp(-x Q(x))             1.3 ulp
+//   sin, cos   x = n pi/2 + r, a polynomial of r^2 for each                 1.6 ulp
 //
-// NaN gives NaN, and so does the sine of an infinity.  Sine and cosine of |x| above kReducible, where the three constants
-// for pi no longer do, come from libm, lane by lane.  The polynomials are minimax fits (Remez) of relative error, their
-// coefficients rounded to fp32.
+// NaN gives NaN, and so does the sine of an infinity.  Sine and cosine of |x| above kReducible, where the three
+// constants for pi no longer do, come from libm, lane by lane.  The polynomials are minimax fits (Remez) of relative
+// error, their coefficients rounded to fp32.
 #pragma once
 #include "simd.h"
 
@@ -92,7 +91,7 @@ inline PRESTO_INLINE Vec polynomial(Vec x, const float (&c)[kTerms]) {
 inline PRESTO_INLINE Vec exp(Vec x) {
   static constexpr float kTail[] = {0.499999934124f, 0.166665201083f, 0.0416683942528f, 0.00836878037457f,
                                     0.00138144646072f};  // |r| <= ln2 / 2, 2^-28
-  x = min(splat(89.f), max(splat(-104.f), x));  // infinity and 0 from here on, and n stays small
+  x = min(splat(89.f), max(splat(-104.f), x));           // infinity and 0 from here on, and n stays small
   const Vec n = nearest(x * splat(1.44269504f));
   // ln2 in two parts: x - n * 0.693147182 is exact.
   const Vec r = fma(n, splat(1.90465421e-9f), fma(n, splat(-0.693147182f), x));
@@ -114,64 +113,60 @@ inline PRESTO_INLINE Vec erf(Vec x) {
 }
 
 // ---- sin and cos -------------------------------------------------------------------------------------------------
-// Up to here n * (pi's first part) is exact in an fma and n is right to within an eighth.
+// Up to here n (the first part of pi / 2) is exact in an fma and n is right to within an eighth.
 constexpr float kReducible = 131072.f;
 
-// Adding 1.5 * 2^23 leaves the nearest whole number in the lowest bits.
-struct Turns {
-  Vec count;
-  Bits whole;  // its lowest bits are count's
+// Sine and cosine of r, where x = n pi / 2 + r and |r| is at most pi / 4 or a little more; n is in the lowest bits.
+struct Reduced {
+  Vec sin, cos;
+  Bits n;
 };
-inline PRESTO_INLINE Turns turns(Vec x, float per_unit) {
-  const Vec shifted = fma(x, splat(per_unit), splat(12582912.f));
-  return {shifted - splat(12582912.f), bits(shifted)};
+inline PRESTO_INLINE Reduced reduce(Vec x) {
+  static constexpr float kSin[] = {-0.166666530795f, 0.00833206387374f, -0.000195021347151f};        // 2^-28
+  static constexpr float kCos[] = {-0.5f, 0.0416666429837f, -0.00138871847008f, 2.44181282469e-5f};  // 2^-33
+  // Adding 1.5 * 2^23 leaves the nearest whole number in the lowest bits.
+  const Vec shifted = fma(x, splat(0.636619772f), splat(12582912.f)), n = shifted - splat(12582912.f);
+  Vec r = fma(n, splat(-1.57079637f), x);
+  r = fma(n, splat(4.37113883e-8f), r);
+  r = fma(n, splat(1.71512451e-15f), r);
+  const Vec s = r * r;
+  return {fma(polynomial(s, kSin) * s, r, r), fma(polynomial(s, kCos), s, splat(1.f)), bits(shifted)};
+}
+inline PRESTO_INLINE Vec sin_of(const Reduced& of) {
+  const Vec size = select(lowest_bit(of.n), of.cos, of.sin);
+  return flip_sign(size, shift_left<30>(both(of.n, splat_bits(2))));
+}
+inline PRESTO_INLINE Vec cos_of(const Reduced& of) {
+  const Vec size = select(lowest_bit(of.n), of.sin, of.cos);
+  return flip_sign(size, shift_left<30>(both(add(of.n, splat_bits(1)), splat_bits(2))));
 }
 
 // Where |x| is beyond kReducible (or NaN), what libm says.
-inline __attribute__((noinline, cold)) void patch_from_libm(Vec x, float (*function)(float), Vec* result) {
+inline bool any_irreducible(Vec x) { return any(not_at_most(absolute(x), splat(kReducible))); }
+inline __attribute__((noinline, cold)) Vec patched_by_libm(Vec x, Vec result, float (*function)(float)) {
   alignas(64) float in[kLanes], out[kLanes];
   store(in, x, All{});
-  store(out, *result, All{});
+  store(out, result, All{});
   for (int64_t i = 0; i < kLanes; ++i)
     if (!(__builtin_fabsf(in[i]) <= kReducible)) out[i] = function(in[i]);
-  *result = load(out, All{});
+  return load(out, All{});
 }
-inline bool any_irreducible(Vec x) { return any(not_at_most(absolute(x), splat(kReducible))); }
 
-// One polynomial over half a turn.
 inline PRESTO_INLINE Vec sin(Vec x) {
-  static constexpr float kOdd[] = {-0.166666666218f, 0.00833333092062f, -0.000198408431615f, 2.75240785866e-6f,
-                                   -2.38655935296e-8f};  // |r| <= pi / 2, 2^-35
-  const Turns half = turns(x, 0.318309886f);
-  Vec r = fma(half.count, splat(-3.14159274f), x);
-  r = fma(half.count, splat(8.74227766e-8f), r);
-  r = fma(half.count, splat(3.43024902e-15f), r);
-  const Vec s = r * r;
-  Vec result = flip_sign(fma(polynomial(s, kOdd) * s, r, r), shift_left<31>(half.whole));
-  if (__builtin_expect(any_irreducible(x), false)) patch_from_libm(x, __builtin_sinf, &result);
+  Vec result = sin_of(reduce(x));
+  if (__builtin_expect(any_irreducible(x), false)) result = patched_by_libm(x, result, __builtin_sinf);
   return result;
 }
 
 struct SinCos {
   Vec sin, cos;
 };
-
 inline PRESTO_INLINE SinCos sin_cos(Vec x) {
-  static constexpr float kSin[] = {-0.166666530795f, 0.00833206387374f, -0.000195021347151f};  // |r| <= pi / 4, 2^-28
-  static constexpr float kCos[] = {-0.5f, 0.0416666429837f, -0.00138871847008f, 2.44181282469e-5f};  // 2^-33
-  const Turns quarter = turns(x, 0.636619772f);
-  Vec r = fma(quarter.count, splat(-1.57079637f), x);
-  r = fma(quarter.count, splat(4.37113883e-8f), r);
-  r = fma(quarter.count, splat(1.71512451e-15f), r);
-  const Vec s = r * r;
-  const Vec odd = fma(polynomial(s, kSin) * s, r, r), even = fma(polynomial(s, kCos), s, splat(1.f));
-  const Mask swapped = lowest_bit(quarter.whole);
-  const Bits half_turn = splat_bits(2), next = add(quarter.whole, splat_bits(1));
-  SinCos result{flip_sign(select(swapped, even, odd), shift_left<30>(both(quarter.whole, half_turn))),
-                flip_sign(select(swapped, odd, even), shift_left<30>(both(next, half_turn)))};
+  const Reduced reduced = reduce(x);
+  SinCos result{sin_of(reduced), cos_of(reduced)};
   if (__builtin_expect(any_irreducible(x), false)) {
-    patch_from_libm(x, __builtin_sinf, &result.sin);
-    patch_from_libm(x, __builtin_cosf, &result.cos);
+    result.sin = patched_by_libm(x, result.sin, __builtin_sinf);
+    result.cos = patched_by_libm(x, result.cos, __builtin_cosf);
   }
   return result;
 }

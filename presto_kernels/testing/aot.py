@@ -207,6 +207,7 @@ class Variant:
 
 # ``presto_kernels.testing.aot_<family>.variants()`` gives a family's Triton launches.
 FAMILIES = ("modulation", "rotary")
+FAMILIES = ("modulation", "activation")
 _NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 

@@ -151,7 +151,23 @@ def _check_snake(x: Tensor, alpha: Tensor, beta: Tensor) -> tuple[tuple[Tensor, 
     return (x, alpha, beta), None
 
 
-def _limits(backend: str, tensors: backends.Tensors, options: None) -> str | None:
+def _glu_limits(backend: str, tensors: backends.Tensors, options: None) -> str | None:
+    if backend == "triton":
+        from presto_kernels.ops.activation import triton_kernels
+
+        assert tensors[0] is not None
+        width = tensors[0].shape[-1]
+        return triton_kernels.glu_limits(tensors[0].numel() // width, width // 2)
+    return None
+
+
+def _snake_limits(backend: str, tensors: backends.Tensors, options: None) -> str | None:
+    if backend == "triton":
+        from presto_kernels.ops.activation import triton_kernels
+
+        assert tensors[0] is not None
+        batch, channels, length = tensors[0].shape
+        return triton_kernels.snake_limits(batch * channels, length)
     return None
 
 
@@ -162,9 +178,9 @@ def _bucket(tensors: backends.Tensors, options: None) -> tuple[str, int]:
 
 
 _SWIGLU, _GEGLU = (
-    backends.Op(name, _IMPLEMENTATIONS, functools.partial(_check_glu, name), _limits, _bucket)
+    backends.Op(name, _IMPLEMENTATIONS, functools.partial(_check_glu, name), _glu_limits, _bucket)
     for name in ("swiglu", "geglu")
 )
-_SNAKE = backends.Op("snake", _IMPLEMENTATIONS, _check_snake, _limits, _bucket)
+_SNAKE = backends.Op("snake", _IMPLEMENTATIONS, _check_snake, _snake_limits, _bucket)
 for _op in (_SWIGLU, _GEGLU, _SNAKE):
     backends.register(_op)
