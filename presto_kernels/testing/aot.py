@@ -206,8 +206,8 @@ class Variant:
 
 
 # ``presto_kernels.testing.aot_<family>.variants()`` gives a family's Triton launches.
-FAMILIES = ("modulation",)
-_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+FAMILIES = ("modulation", "sampler")
+_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int64: "i64"}
 
 
 def signature(launch: Any) -> tuple[dict[str, str], dict[str, Any]]:
