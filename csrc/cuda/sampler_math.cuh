@@ -29,11 +29,12 @@ __device__ inline Coefficients coefficients(const Args& a, float sigma) {
   return {square / fmaf(r, r, square), a.sigma_data * r / sqrtf(fmaf(sigma, sigma, square))};
 }
 
-template <class Args>
-__device__ inline Coefficients slopes(const Args& a, float sigma) {
-  const float square = a.sigma_data * a.sigma_data, r = sigma - a.sigma_min;
-  const float q = fmaf(r, r, square), t = fmaf(sigma, sigma, square);
-  return {-2.f * r * square / (q * q), a.sigma_data * fmaf(a.sigma_min, sigma, square) / (t * sqrtf(t))};
+// In double: every term of a sum has the same rounding error of a slope, so it would not average out.
+__device__ inline Coefficients slopes(const EdmDenoiseBackward& a, double sigma) {
+  const double sigma_data = a.sigma_data, square = sigma_data * sigma_data, r = sigma - a.sigma_min;
+  const double q = r * r + square, t = sigma * sigma + square;
+  return {static_cast<float>(-2 * r * square / (q * q)),
+          static_cast<float>(sigma_data * (square + a.sigma_min * sigma) / (t * sqrt(t)))};
 }
 
 // The stream that a sample draws from.

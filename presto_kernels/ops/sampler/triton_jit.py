@@ -100,12 +100,18 @@ def _edm_coefficients(sigma, sigma_data, sigma_min):
 
 @triton.jit
 def _edm_slopes(sigma, sigma_data, sigma_min):
+    """In float64: every term of a sum has the same rounding error of a slope, so it would not average out."""
+    sigma = sigma.to(tl.float64)
+    zero = tl.full([], 0.0, tl.float64)  # widens what has no type of its own where it is interpreted
+    sigma_data = zero + sigma_data
+    sigma_min = zero + sigma_min
     square = sigma_data * sigma_data
     r = sigma - sigma_min
     q = r * r + square
     t = sigma * sigma + square
-    skip = tl.div_rn(-2.0 * r * square, q * q)
-    return skip, tl.div_rn(sigma_data * (square + sigma_min * sigma), t * tl.sqrt_rn(t))
+    skip = -2.0 * r * square / (q * q)
+    out = sigma_data * (square + sigma_min * sigma) / (t * tl.sqrt(t))
+    return skip.to(tl.float32), out.to(tl.float32)
 
 
 @kernel
