@@ -11,12 +11,12 @@ from presto_models.diffusion import (
     edm_coefficients,
     edm_loss,
     edm_loss_weight,
+    initial_noise,
     karras_sigmas,
     sample_ddim,
     sample_dpmpp_2s,
     sample_heun,
     sample_pingpong,
-    seeded_noise,
 )
 from presto_models.dit import DiT
 from presto_models.dit_config import DiTConfig
@@ -40,11 +40,11 @@ __all__ = [
     "edm_coefficients",
     "edm_loss",
     "edm_loss_weight",
+    "initial_noise",
     "karras_sigmas",
     "randomize_weights",
     "sample_ddim",
     "sample_dpmpp_2s",
     "sample_heun",
     "sample_pingpong",
-    "seeded_noise",
 ]

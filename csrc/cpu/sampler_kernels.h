@@ -61,11 +61,12 @@ inline Coefficients coefficients(const Args& args, float sigma) {
   const float square = args.sigma_data * args.sigma_data, r = sigma - args.sigma_min;
   return {square / (r * r + square), args.sigma_data * r / __builtin_sqrtf(sigma * sigma + square)};
 }
-template <class Args>
-inline Coefficients slopes(const Args& args, float sigma) {
-  const float square = args.sigma_data * args.sigma_data, r = sigma - args.sigma_min;
-  const float q = r * r + square, t = sigma * sigma + square;
-  return {-2.f * r * square / (q * q), args.sigma_data * (square + args.sigma_min * sigma) / (t * __builtin_sqrtf(t))};
+// In double: every term of a sum has the same rounding error of a slope, so it would not average out.
+inline Coefficients slopes(const EdmDenoiseBackward& args, double sigma) {
+  const double sigma_data = args.sigma_data, square = sigma_data * sigma_data, r = sigma - args.sigma_min;
+  const double q = r * r + square, t = sigma * sigma + square;
+  return {static_cast<float>(-2 * r * square / (q * q)),
+          static_cast<float>(sigma_data * (square + args.sigma_min * sigma) / (t * __builtin_sqrt(t)))};
 }
 
 template <bool kStream, class T, class Output>

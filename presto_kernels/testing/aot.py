@@ -209,6 +209,8 @@ class Variant:
 FAMILIES = ("modulation", "rotary")
 FAMILIES = ("modulation", "activation")
 _NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+FAMILIES = ("modulation", "sampler")
+_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int64: "i64"}
 
 
 def signature(launch: Any) -> tuple[dict[str, str], dict[str, Any]]:

@@ -9,7 +9,7 @@ from presto_models.diffusion.edm import (
     karras_sigmas,
 )
 from presto_models.diffusion.guidance import ScheduledDenoiser, classifier_free
-from presto_models.diffusion.noise import seeded_noise
+from presto_models.diffusion.noise import initial_noise
 from presto_models.diffusion.samplers import (
     dpmpp_2s_sigmas,
     dynamic_threshold,
@@ -29,10 +29,10 @@ __all__ = [
     "edm_coefficients",
     "edm_loss",
     "edm_loss_weight",
+    "initial_noise",
     "karras_sigmas",
     "sample_ddim",
     "sample_dpmpp_2s",
     "sample_heun",
     "sample_pingpong",
-    "seeded_noise",
 ]

@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from presto_kernels import edm_denoise
 from presto_models.conditioning import Conditioning
 from presto_models.precomputed import Step
 
@@ -79,13 +80,11 @@ class EDM(nn.Module):
                 return value.to(dtype)
             return torch.full((x.shape[0],), value, dtype=dtype, device=x.device)
 
-        c_skip: float | Tensor
-        c_out: float | Tensor
         c_in: float | Tensor
         if isinstance(sigma, Tensor):
-            c_skip, c_out, c_in = edm_coefficients(sigma.to(dtype)[:, None, None], self.sigma_data)
+            c_in = edm_coefficients(sigma.to(dtype)[:, None, None], self.sigma_data)[2]
         else:
-            c_skip, c_out, c_in = edm_coefficients(float(sigma), self.sigma_data)
+            c_in = edm_coefficients(float(sigma), self.sigma_data)[2]
             if precomputed is not None and precomputed.sigma != sigma:
                 raise ValueError(f"precomputed is for sigma {precomputed.sigma}, got sigma {sigma}")
         extras: dict[str, object] = {
@@ -97,8 +96,9 @@ class EDM(nn.Module):
         }
         # Only what is given is passed, so that a network without (say) mixed budgets can stand here too.
         given = {name: value for name, value in extras.items() if value is not None}
-        output = self.dit(c_in * x, per_sample(sigma), conditioning, **given)
-        return c_skip * x + c_out * output.to(dtype)
+        sigmas = per_sample(sigma)
+        output = self.dit(c_in * x, sigmas, conditioning, **given)
+        return edm_denoise(output, x, sigmas, sigma_data=self.sigma_data)
 
 
 def edm_loss(

@@ -1,41 +1,43 @@
-"""Gaussian noise that a seed determines: the same on every device, for every batch that holds the sample."""
+"""Gaussian noise that a seed determines: the same on every device, wherever in a batch a sample stands."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from presto_kernels import renoise
 
-def seeded_noise(
+Seed = int | Sequence[int] | Tensor
+
+
+def initial_noise(
     shape: Sequence[int],
     *,
-    seed: int | Sequence[int],
-    offset: int,
+    seed: Seed,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Standard normal noise ``[B, ...]``.
+    """The standard normal noise ``[B, ...]`` that a run starts from: offset 0 of :func:`presto_kernels.renoise`.
 
     Args:
         shape: B first.
-        seed: one int for the batch, each sample drawing its own noise from it, or B ints, one for each sample.  An int
-            s with B = 1 gives what ``[s]`` gives.
-        offset: which draw of a run: 0 is the starting noise, noise added after step i is i + 1.
-
-    Drawn on the CPU and moved, so that every device starts from the same noise.
+        seed: one int for the batch, each sample drawing its own noise from it; or B ints, one for each sample; or the
+            same as an int64 tensor on ``device``.  An int s with B = 1 gives what ``[s]`` gives.
     """
-    shape = tuple(shape)
-    if isinstance(seed, int):
-        keys = [(seed, sample) for sample in range(shape[0])]
-    else:
-        keys = [(int(s), 0) for s in seed]
-        if len(keys) != shape[0]:
-            raise ValueError(f"seed must be an int or one int per sample, {shape[0]}, got {len(keys)}")
-    noise = torch.empty(shape, dtype=torch.float32)
-    for row, (key, sample) in zip(noise, keys, strict=True):
-        digest = hashlib.blake2b(f"{key} {offset} {sample}".encode(), digest_size=8).digest()
-        row.normal_(generator=torch.Generator().manual_seed(int.from_bytes(digest, "little")))
-    return noise.to(device=device, dtype=dtype)
+    zeros = torch.zeros(tuple(shape), device=device, dtype=dtype)
+    return renoise(zeros, 1.0, seed=seed_for(zeros, seed), offset=0)
+
+
+def seed_for(x: Tensor, seed: Seed) -> int | Tensor:
+    """``seed`` as :func:`presto_kernels.renoise` takes it beside x: several ints become a tensor on x's device, so a
+    sampler calls this once and not in its loop."""
+    if isinstance(seed, (int, Tensor)):
+        return seed
+    if len(seed) != x.shape[0]:
+        raise ValueError(f"seed must be an int or one int per sample, {x.shape[0]}, got {len(seed)}")
+    for s in seed:
+        if not -(2**63) <= s < 2**64:
+            raise ValueError(f"seed must lie in [-2^63, 2^64), got {s}")
+    return torch.tensor([s - 2**64 if s >= 2**63 else s for s in seed], dtype=torch.int64, device=x.device)

@@ -6,7 +6,8 @@
 ``x``: ``[B, N, C]``, fp32 or float64, already times sigmas[0].
 ``sigmas``: falling host numbers, the last usually 0 (:func:`presto_models.karras_sigmas`); where it is not 0, the
 solvers return x at that noise level.
-``seed``: an int, or one per sample, for those that add noise; the deterministic ones take it and need none.
+``seed``: an int, or one per sample (ints, or an int64 tensor on x's device), for those that add noise; the
+deterministic ones take it and need none.
 
 The loop asks the device nothing, and gradients flow through all of it.  In EDM's terms the ODE they solve is
 dx/dsigma = (x - D(x; sigma)) / sigma.
@@ -21,10 +22,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from presto_models.diffusion.noise import seeded_noise
+from presto_kernels import renoise
+from presto_models.diffusion.noise import Seed, seed_for
 
 Denoise = Callable[[Tensor, float], Tensor]
-Seed = int | Sequence[int]
 
 
 def sample_heun(
@@ -46,10 +47,11 @@ def sample_heun(
     """
     levels = _levels(x, sigmas)
     churn = min(s_churn / (len(levels) - 1), math.sqrt(2) - 1)
+    add_noise = _renoiser(x, seed)
     for step, (sigma, sigma_next) in enumerate(pairwise(levels)):
         if churn > 0 and s_tmin <= sigma <= s_tmax:
             raised = sigma * (1 + churn)
-            x = x + s_noise * math.sqrt(raised**2 - sigma**2) * _noise(x, seed, step)
+            x = add_noise(x, s_noise * math.sqrt(raised**2 - sigma**2), step)
             sigma = raised
         slope = (x - denoise(x, sigma)) / sigma
         ahead = x + (sigma_next - sigma) * slope
@@ -142,10 +144,11 @@ def sample_pingpong(
         raise ValueError("seed and noise exclude each other: give one of them")
     if noise is not None and len(noise) < len(levels) - 2:
         raise ValueError(f"noise must hold a tensor for each step but the last, {len(levels) - 2}, got {len(noise)}")
+    add_noise = _renoiser(x, seed)
     for step, (sigma, sigma_next) in enumerate(pairwise(levels)):
         x0 = denoise(x, sigma)
         if step < len(levels) - 2:
-            x = x0 + sigma_next * (_noise(x, seed, step) if noise is None else noise[step])
+            x = add_noise(x0, sigma_next, step) if noise is None else x0 + sigma_next * noise[step]
     return x0
 
 
@@ -167,7 +170,13 @@ def _towards(x0: Tensor, x: Tensor, ratio: float) -> Tensor:
     return x0 if ratio == 0 else torch.lerp(x0, x, ratio)
 
 
-def _noise(x: Tensor, seed: Seed | None, step: int) -> Tensor:
-    if seed is None:
-        raise ValueError("seed must be given: this sampler adds noise between steps")
-    return seeded_noise(x.shape, seed=seed, offset=step + 1, device=x.device, dtype=x.dtype)
+def _renoiser(x: Tensor, seed: Seed | None) -> Callable[[Tensor, float, int], Tensor]:
+    """(x0, sigma, step) -> x0 + sigma eps, eps of offset step + 1.  What the seed needs of the device is done here."""
+    each = None if seed is None else seed_for(x, seed)
+
+    def add_noise(x0: Tensor, sigma: float, step: int) -> Tensor:
+        if each is None:
+            raise ValueError("seed must be given: this sampler adds noise between steps")
+        return renoise(x0, sigma, seed=each, offset=step + 1)
+
+    return add_noise

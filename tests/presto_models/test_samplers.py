@@ -6,15 +6,16 @@ from itertools import pairwise
 import pytest
 import torch
 
+from presto_kernels import renoise
 from presto_models import (
     dpmpp_2s_sigmas,
     dynamic_threshold,
+    initial_noise,
     karras_sigmas,
     sample_ddim,
     sample_dpmpp_2s,
     sample_heun,
     sample_pingpong,
-    seeded_noise,
 )
 
 DATA_MEAN, DATA_STD = 0.4, 0.5
@@ -117,7 +118,7 @@ def test_levels_that_cannot_be_are_refused(name):
 
 
 def test_churn_keeps_the_distribution():
-    x = 80.0 * seeded_noise((1, 40000, 1), seed=1, offset=0, dtype=torch.float64)
+    x = 80.0 * initial_noise((1, 40000, 1), seed=1, dtype=torch.float64)
     y = sample_heun(Gaussian(), x, karras_sigmas(160), s_churn=80.0, seed=1)
     assert y.std().item() == pytest.approx(DATA_STD, rel=0.02)
     assert y.mean().item() == pytest.approx(DATA_MEAN, abs=0.01)
@@ -170,6 +171,10 @@ def test_thresholds_that_cannot_be_are_refused(arguments):
 # Ping-pong.
 
 
+def noise_of(x, offset):
+    return renoise(torch.zeros_like(x), 1.0, seed=7, offset=offset)
+
+
 def test_pingpong_denoises_and_adds_the_noise_of_the_next_offset():
     denoise, x = Gaussian(), start(80.0)
     sigmas = (80.0, 20.0, 2.0, 0.0)
@@ -177,14 +182,13 @@ def test_pingpong_denoises_and_adds_the_noise_of_the_next_offset():
     for step, (sigma, following) in enumerate(((80.0, 20.0), (20.0, 2.0), (2.0, None))):
         expected = denoise(expected, sigma)
         if following is not None:
-            noise = seeded_noise(x.shape, seed=7, offset=step + 1, dtype=x.dtype)
-            expected = expected + following * noise
+            expected = expected + following * noise_of(x, step + 1)
     assert torch.equal(sample_pingpong(denoise, x, sigmas, seed=7), expected)
 
 
 def test_pingpong_takes_its_noise_ready_made():
     x, sigmas = start(80.0), karras_sigmas(4, spacing="interval")
-    noise = [seeded_noise(x.shape, seed=7, offset=i + 1, dtype=x.dtype) for i in range(3)]
+    noise = [noise_of(x, i + 1) for i in range(3)]
     y = sample_pingpong(Gaussian(), x, sigmas, noise=noise)
     assert torch.equal(y, sample_pingpong(Gaussian(), x, sigmas, seed=7))
     with pytest.raises(ValueError, match="each step but the last, 3, got 2"):
@@ -193,3 +197,21 @@ def test_pingpong_takes_its_noise_ready_made():
         sample_pingpong(Gaussian(), x, sigmas, noise=noise, seed=7)
     with pytest.raises(ValueError, match="seed must be given"):
         sample_pingpong(Gaussian(), x, sigmas)
+
+
+def test_a_seed_for_each_sample_does_not_depend_on_its_place():
+    x, sigmas = start(80.0, (3, 7, 3)), karras_sigmas(4, spacing="interval")
+    y = sample_pingpong(Gaussian(), x, sigmas, seed=[7, -1, 2**64 - 9])
+    assert torch.equal(y, sample_pingpong(Gaussian(), x, sigmas, seed=torch.tensor([7, -1, -9])))
+    for i, seed in enumerate([7, -1, 2**64 - 9]):
+        assert torch.equal(y[i : i + 1], sample_pingpong(Gaussian(), x[i : i + 1], sigmas, seed=seed))
+    assert torch.equal(y.flip(0), sample_pingpong(Gaussian(), x.flip(0), sigmas, seed=[2**64 - 9, -1, 7]))
+    with pytest.raises(ValueError, match="one int per sample, 3, got 2"):
+        sample_pingpong(Gaussian(), x, sigmas, seed=[1, 2])
+
+
+def test_fp32_follows_float64_with_the_same_noise():
+    """The noise of a float64 run is the fp32 noise, widened."""
+    x, sigmas = start(80.0), karras_sigmas(4, spacing="interval")
+    wide = sample_pingpong(Gaussian(), x, sigmas, seed=7)
+    torch.testing.assert_close(sample_pingpong(Gaussian(), x.float(), sigmas, seed=7).double(), wide, atol=1e-5, rtol=0)

@@ -24,7 +24,8 @@ from presto_kernels.ops.operators import define
 DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _DTYPES = {code: dtype for dtype, code in DTYPE_CODES.items()}
 
-_DRAW = "Tensor? seeds, int seed, Tensor? offsets, int offset"
+# SymInt: an int would be compiled in, and every seed compile anew.
+_DRAW = "Tensor? seeds, SymInt seed, Tensor? offsets, SymInt offset"
 
 
 def _edm_denoise_fake(model_output, x, sigma, sigma_data, sigma_min):

@@ -83,20 +83,24 @@ def _column(value: int | Tensor, device: torch.device) -> Tensor:
     return torch.full((1, 1), value, dtype=torch.int64, device=device)
 
 
-def normal(shape: torch.Size, seed: int | Tensor, offset: int | Tensor, device: torch.device) -> Tensor:
-    """eps, fp32 of this shape."""
+def words(shape: torch.Size, seed: int | Tensor, offset: int | Tensor, device: torch.device) -> list[Tensor]:
+    """w0 ... w3 of every counter of every sample: [B, elements / 4 rounded up] each."""
     batch, elements = shape[0], math.prod(shape[1:])
     key, zero = _column(seed, device), torch.zeros((1, 1), dtype=torch.int64, device=device)
     sample = zero if isinstance(seed, Tensor) else torch.arange(batch, device=device).unsqueeze(1)
     count = torch.arange((elements + 3) // 4, device=device).unsqueeze(0)
     counter = count, _column(offset, device) & _LOW, sample, zero
-    words = philox(counter, (key & _LOW, key >> 32 & _LOW))
-    u0, u1, u2, u3 = ((word.expand(batch, -1) >> 8).double().add(0.5).mul(2.0**-24) for word in words)
+    return [word.expand(batch, -1) for word in philox(counter, (key & _LOW, key >> 32 & _LOW))]
+
+
+def normal(shape: torch.Size, seed: int | Tensor, offset: int | Tensor, device: torch.device) -> Tensor:
+    """eps of this shape, in float64: not yet rounded to fp32."""
+    u0, u1, u2, u3 = (((word >> 8).double() + 0.5) * 2.0**-24 for word in words(shape, seed, offset, device))
     parts = []
     for radius, turn in ((u0, u1), (u2, u3)):
         radius, angle = torch.sqrt(-2 * torch.log(radius)), 2 * math.pi * turn
         parts += [radius * torch.cos(angle), radius * torch.sin(angle)]
-    return torch.stack(parts, dim=-1).flatten(1)[:, :elements].float().reshape(shape)
+    return torch.stack(parts, dim=-1).flatten(1)[:, : math.prod(shape[1:])].reshape(shape)
 
 
 def renoise(
@@ -105,6 +109,6 @@ def renoise(
     """signal x0 + sigma eps, in x0's dtype."""
     tensor = sigma if isinstance(sigma, Tensor) else None
     dtype = _compute_dtype(x0, tensor)
-    eps = normal(x0.shape, seed, offset, x0.device).to(dtype)
+    eps = normal(x0.shape, seed, offset, x0.device).float().to(dtype)
     scale = sigma if tensor is None else per_sample(tensor.to(dtype), x0)
     return (signal * x0.to(dtype) + scale * eps).to(x0.dtype)

@@ -17,6 +17,20 @@ MISTAKES: dict[str, dict[str, tuple[str, str]]] = {
         "qk_norm_rope: the gradient forgets how the scale depends on x": (
             "splat(-along[k] * stats.reach[k])",
             "splat(0.f)",
+    "cpu/sampler_kernels.h": {
+        "edm_denoise: c_skip forgets sigma_min": (
+            "return {square / (r * r + square), args.sigma_data * r",
+            "return {square / (sigma * sigma + square), args.sigma_data * r",
+        ),
+        "renoise: the gradient of sigma has the wrong sign": (
+            "total.add_product(chain, load_pair(grad + j, w, Natural{}), load_pair(eps + j, w, Natural{}))",
+            "total.add_product(chain, load_pair(grad + j, w, Natural{}), Pair{} - load_pair(eps + j, w, Natural{}))",
+        ),
+    },
+    "cpu/normal.h": {
+        "renoise: the pair of an angle is exchanged": (
+            "return {radius * cosine, radius * sine};",
+            "return {radius * sine, radius * cosine};",
         ),
     },
 }
