@@ -61,6 +61,8 @@ def attention(
 
         return flash.attention(q, k, v, key_lengths, left, right, scale)
     if wants_gradient(tensors):
+        if torch.compiler.is_compiling():  # which takes no tensor twice, as when k is v
+            k, v = k.view_as(k), v.view_as(v)
         return _Attention.apply((backend, left, right, scale), q, k, v, key_lengths)
     return operators.forward_operator(backend)(q, k, v, key_lengths, left, right, scale)[0]
 

@@ -27,7 +27,7 @@ in the grid).  4 Dh flops for every pair of query and key forward, 14 Dh backwar
 
 Hidden is hidden: keys beyond the length are never loaded.  Under a window one row's hidden key is its neighbour's
 visible one, in the same product, where 0 times NaN would be NaN: in masked blocks what is not finite is left out of the
-product, and the rows that see it become NaN.
+product, and the rows that see it become NaN in every column.
 
 Limits: Dh at most 128 (padded to a power of two, the padding neither read nor written), scale > 0, fewer than 2^31
 programs; any number of elements.  A kernel is compiled once per dtype, Dh, kinds of mask and alignment, never for a
@@ -57,12 +57,13 @@ def _dot(a, b, PRECISION: tl.constexpr):
 @triton.jit
 def _dot_visible(weights, visible, values, PRECISION: tl.constexpr):
     """weights @ values, where weights is 0 for what is not visible; what is not finite reaches only rows that see it."""
-    wrong = tl.where(tl.abs(values.to(tl.float32)) < float("inf"), 0.0, 1.0)
-    finite = tl.where(wrong > 0, 0.0, values.to(tl.float32)).to(values.dtype)
-    total = _dot(weights, finite, PRECISION)
-    if tl.max(tl.max(wrong, axis=1), axis=0) > 0:
-        seen = _dot(tl.where(visible, 1.0, 0.0).to(values.dtype), wrong.to(values.dtype), PRECISION)
-        total = tl.where(seen > 0, float("nan"), total)
+    wide = values.to(tl.float32)
+    wrong = tl.where(tl.abs(wide) < float("inf"), 0, 1)
+    total = _dot(weights, tl.where(wrong > 0, 0.0, wide).to(values.dtype), PRECISION)
+    wrong = tl.max(wrong, axis=1)
+    if tl.max(wrong, axis=0) > 0:
+        seen = tl.max(tl.where(visible, wrong[None, :], 0), axis=1)
+        total = tl.where((seen > 0)[:, None], float("nan"), total)
     return total
 
 
