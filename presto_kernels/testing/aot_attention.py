@@ -13,7 +13,7 @@ from presto_kernels.testing.aot import Variant
 
 @dataclass(frozen=True)
 class Call:
-    """One call.  ``lengths``: the dtype of key_lengths, None where there are none."""
+    """One call.  ``lengths``: the dtype of key_lengths, None where there are none.  ``fused``: with QK-norm and rotary."""
 
     variant: str
     dim: int = 64
@@ -21,20 +21,23 @@ class Call:
     lengths: torch.dtype | None = None
     window: tuple[int, int] = (-1, -1)
     kv_heads: int = 16
+    fused: bool = False
 
 
-_BF16, _FP16, _FP32 = torch.bfloat16, torch.float16, torch.float32
+_FP16, _FP32 = torch.float16, torch.float32
 CALLS = (
     Call("plain"),
-    Call("plain", dtype=_FP16),
     Call("plain", dtype=_FP32),
-    Call("key lengths", lengths=torch.int64),
+    Call("key lengths", lengths=torch.int64, dtype=_FP16, kv_heads=4),
     Call("window", window=(17, 17)),
-    Call("window and key lengths", window=(17, 17), lengths=torch.int32),
-    Call("window", window=(17, 17), dtype=_FP32),
-    *(Call("plain", dim=dim) for dim in (32, 48, 80, 96, 128)),
+    Call("window and key lengths", window=(17, 17), lengths=torch.int32, dtype=_FP32),
+    Call("plain", dim=80),
+    Call("plain", dim=128),
     Call("window", window=(17, 17), dim=128),
     Call("plain", dim=128, dtype=_FP32),
+    Call("norm and rotary", fused=True),
+    Call("norm and rotary", fused=True, dim=128),
+    Call("norm and rotary", fused=True, dtype=_FP32),
 )
 
 
@@ -46,9 +49,14 @@ def launches(call: Call, *, batch: int = 2, queries: int = 1379, keys: int = 137
         return torch.empty(shape, dtype=dtype, device="meta")
 
     q, k = empty(batch, queries, 16, call.dim), empty(batch, keys, call.kv_heads, call.dim)
-    lse = empty(batch, 16, queries, dtype=torch.float32)
     lengths = None if call.lengths is None else empty(batch, dtype=call.lengths)
-    options = {"left": call.window[0], "right": call.window[1], "scale": 0.125}
+    options: dict[str, Any] = {"left": call.window[0], "right": call.window[1], "scale": 0.125}
+    if call.fused:
+        table, weight = empty(queries, call.dim // 2, dtype=torch.float32), empty(call.dim)
+        return [
+            triton_kernels.plan_qk_norm_rope(q, k, k, table, table, weight, weight, lengths, q, eps=1e-6, **options)
+        ]
+    lse = empty(batch, 16, queries, dtype=torch.float32)
     forward = triton_kernels.plan_forward(q, k, k, lengths, q, lse, **options)
     backward = triton_kernels.plan_backward(q, q, k, k, q, lse, lse, lengths, q, k, k, **options)
     return [forward, *backward]

@@ -75,9 +75,7 @@ class Recorder(ModuleType):
             self.calls.append(options)
             return (q.clone(), None) if tuples else q.clone()
 
-        def with_determinism(
-            q, k, v, softmax_scale=None, causal=False, window_size=(-1, -1), deterministic=False
-        ):
+        def with_determinism(q, k, v, softmax_scale=None, causal=False, window_size=(-1, -1), deterministic=False):
             options = {"scale": softmax_scale, "window": window_size, "deterministic": deterministic}
             return answer(q, options | {"causal": causal})
 

@@ -296,9 +296,7 @@ def attention_forward(
                 query, k, v, total, weight, top, first, n, i, length, left, right, to_base2,
                 k_row, v_row, cols, D, WINDOW, True, PRECISION, VECTOR,
             )  # fmt: skip
-    _finish_forward(
-        out, lse, total, weight, top, bh, b, h, m0, m, cols, queries, heads, D, VECTOR
-    )
+    _finish_forward(out, lse, total, weight, top, bh, b, h, m0, m, cols, queries, heads, D, VECTOR)
 
 
 @triton.jit
@@ -312,7 +310,8 @@ def _finish_forward(
     row = heads.to(tl.int64) * D
     out += b.to(tl.int64) * queries * row + h.to(tl.int64) * D
     _store(out, m0, m, row, cols, queries, total, D, VECTOR)
-    tl.store(lse + bh.to(tl.int64) * queries + m0 + m, log_sum, mask=m0 + m < queries)
+    if lse is not None:
+        tl.store(lse + bh.to(tl.int64) * queries + m0 + m, log_sum, mask=m0 + m < queries)
 
 
 @kernel
@@ -536,6 +535,14 @@ def _dkdv_block(
     return dk, dv
 
 
+@triton.jit
+def _of_head(q, grad_out, lse, delta, bg, g, member, group, queries, q_head, grad_out_head):
+    """Where the tensors of a kv head's member-th query head begin."""
+    h = (g * group + member).to(tl.int64)
+    row = (bg.to(tl.int64) * group + member) * queries
+    return q + h * q_head, grad_out + h * grad_out_head, lse + row, delta + row
+
+
 @kernel
 def attention_backward_dkdv(
     grad_out,
@@ -602,50 +609,232 @@ def attention_backward_dkdv(
     if n0 >= length:
         whole_to = whole_from
         partial = partial * 0
-    member = 0
+    # One loop over heads and blocks, not two in one another: those held 30 registers more.
+    whole = whole_to - whole_from
     if INTERPRETED:
-        while member < group:
-            h = g * group + member
-            q_at, grad_at = q + h.to(tl.int64) * q_head, grad_out + h.to(tl.int64) * grad_out_head
-            of_head = (bg.to(tl.int64) * group + member) * queries
-            t = whole_from
-            while t < whole_to:
-                dk_total, dv_total = _dkdv_block(
-                    key, value, q_at, grad_at, lse + of_head, delta + of_head, dk_total, dv_total,
-                    start + t * BLOCK_M, m, j, queries, length, left, right, to_base2,
-                    q_row, grad_out_row, cols, D, WINDOW, False, PRECISION, VECTOR,
-                )  # fmt: skip
-                t += 1
-            t = 0
-            while t < partial:
-                first = start + _partial_block(t, whole_from, whole_to) * BLOCK_M
-                dk_total, dv_total = _dkdv_block(
-                    key, value, q_at, grad_at, lse + of_head, delta + of_head, dk_total, dv_total,
-                    first, m, j, queries, length, left, right, to_base2,
-                    q_row, grad_out_row, cols, D, WINDOW, True, PRECISION, VECTOR,
-                )  # fmt: skip
-                t += 1
-            member += 1
+        u = 0
+        while u < group * whole:
+            q_at, grad_at, lse_at, delta_at = _of_head(
+                q, grad_out, lse, delta, bg, g, u // whole, group, queries, q_head, grad_out_head
+            )
+            dk_total, dv_total = _dkdv_block(
+                key, value, q_at, grad_at, lse_at, delta_at, dk_total, dv_total,
+                start + (whole_from + u % whole) * BLOCK_M, m, j, queries, length, left, right, to_base2,
+                q_row, grad_out_row, cols, D, WINDOW, False, PRECISION, VECTOR,
+            )  # fmt: skip
+            u += 1
+        u = 0
+        while u < group * partial:
+            q_at, grad_at, lse_at, delta_at = _of_head(
+                q, grad_out, lse, delta, bg, g, u // partial, group, queries, q_head, grad_out_head
+            )
+            first = start + _partial_block(u % partial, whole_from, whole_to) * BLOCK_M
+            dk_total, dv_total = _dkdv_block(
+                key, value, q_at, grad_at, lse_at, delta_at, dk_total, dv_total,
+                first, m, j, queries, length, left, right, to_base2,
+                q_row, grad_out_row, cols, D, WINDOW, True, PRECISION, VECTOR,
+            )  # fmt: skip
+            u += 1
     else:
-        for member in tl.range(0, group, num_stages=1):
-            h = g * group + member
-            q_at, grad_at = q + h.to(tl.int64) * q_head, grad_out + h.to(tl.int64) * grad_out_head
-            of_head = (bg.to(tl.int64) * group + member) * queries
-            for t in tl.range(whole_from, whole_to):
-                dk_total, dv_total = _dkdv_block(
-                    key, value, q_at, grad_at, lse + of_head, delta + of_head, dk_total, dv_total,
-                    start + t * BLOCK_M, m, j, queries, length, left, right, to_base2,
-                    q_row, grad_out_row, cols, D, WINDOW, False, PRECISION, VECTOR,
-                )  # fmt: skip
-            for t in tl.range(0, partial):
-                first = start + _partial_block(t, whole_from, whole_to) * BLOCK_M
-                dk_total, dv_total = _dkdv_block(
-                    key, value, q_at, grad_at, lse + of_head, delta + of_head, dk_total, dv_total,
-                    first, m, j, queries, length, left, right, to_base2,
-                    q_row, grad_out_row, cols, D, WINDOW, True, PRECISION, VECTOR,
-                )  # fmt: skip
+        for u in tl.range(0, group * whole):
+            q_at, grad_at, lse_at, delta_at = _of_head(
+                q, grad_out, lse, delta, bg, g, u // whole, group, queries, q_head, grad_out_head
+            )
+            dk_total, dv_total = _dkdv_block(
+                key, value, q_at, grad_at, lse_at, delta_at, dk_total, dv_total,
+                start + (whole_from + u % whole) * BLOCK_M, m, j, queries, length, left, right, to_base2,
+                q_row, grad_out_row, cols, D, WINDOW, False, PRECISION, VECTOR,
+            )  # fmt: skip
+        for u in tl.range(0, group * partial):
+            q_at, grad_at, lse_at, delta_at = _of_head(
+                q, grad_out, lse, delta, bg, g, u // partial, group, queries, q_head, grad_out_head
+            )
+            first = start + _partial_block(u % partial, whole_from, whole_to) * BLOCK_M
+            dk_total, dv_total = _dkdv_block(
+                key, value, q_at, grad_at, lse_at, delta_at, dk_total, dv_total,
+                first, m, j, queries, length, left, right, to_base2,
+                q_row, grad_out_row, cols, D, WINDOW, True, PRECISION, VECTOR,
+            )  # fmt: skip
     there = (j < length)[:, None]
     row = kv_heads.to(tl.int64) * D
     offset = b.to(tl.int64) * keys * row + g.to(tl.int64) * D
     _store(dk + offset, n0, n, row, cols, keys, tl.where(there, dk_total * scale, 0.0), D, VECTOR)
     _store(dv + offset, n0, n, row, cols, keys, tl.where(there, dv_total, 0.0), D, VECTOR)
+
+
+@triton.jit
+def _normed_rotated(
+    x,
+    first,
+    n,
+    row_stride,
+    cols,
+    limit,
+    norm_weight,
+    cos,
+    sin,
+    eps,
+    D: tl.constexpr,
+    ROTARY: tl.constexpr,
+    MASKED: tl.constexpr,
+    VECTOR: tl.constexpr,
+):
+    """Rows of q or k, divided by their root mean square, weighted, rotated and rounded to their dtype."""
+    HALF: tl.constexpr = ROTARY // 2
+    rows = _rows(x, first, n, row_stride, cols, limit, D, MASKED, VECTOR)
+    wide = rows.to(tl.float32)
+    rstd = tl.rsqrt(tl.sum(wide * wide, axis=1) / D + eps)[:, None]
+    wide *= rstd
+    if norm_weight is not None:
+        wide *= tl.load(norm_weight + cols, mask=cols < D, other=0.0).to(tl.float32)[None, :]
+    if ROTARY > 0:
+        # Column c turns with column c + HALF (c - HALF in the second half), which is loaded once more, out of L1.
+        partner = tl.where(cols < HALF, cols + HALF, tl.where(cols < ROTARY, cols - HALF, cols))
+        if HALF % 8 == 0:  # runs of 8 stay runs of 8
+            partner = tl.max_contiguous(tl.multiple_of(partner, [8]), [8])
+        other = _rows(x, first, n, row_stride, partner, limit, D, MASKED, VECTOR and HALF % 8 == 0).to(tl.float32)
+        other *= rstd
+        if norm_weight is not None:
+            other *= tl.load(norm_weight + partner, mask=partner < D, other=0.0).to(tl.float32)[None, :]
+        at = (first + n).to(tl.int64)[:, None] * HALF + (cols % HALF)[None, :]
+        cos_at, sin_at = cos + at, sin + at
+        if VECTOR:
+            cos_at, sin_at = tl.multiple_of(cos_at, [1, 16]), tl.multiple_of(sin_at, [1, 16])
+        turned = (cols < ROTARY)[None, :]
+        if MASKED:
+            turned = turned & ((first + n) < limit)[:, None]
+        c = tl.load(cos_at, mask=turned, other=1.0)
+        s = tl.load(sin_at, mask=turned, other=0.0)
+        wide = wide * c + other * tl.where((cols < HALF)[None, :], -s, s)
+    return round_to(wide, rows.dtype)
+
+
+@triton.jit
+def _normed_block(
+    q,
+    k,
+    v,
+    k_weight,
+    cos,
+    sin,
+    eps,
+    total,
+    weight,
+    top,
+    first,
+    n,
+    i,
+    length,
+    left,
+    right,
+    to_base2,
+    k_row,
+    v_row,
+    cols,
+    D: tl.constexpr,
+    ROTARY: tl.constexpr,
+    WINDOW: tl.constexpr,
+    MASKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+    VECTOR: tl.constexpr,
+):
+    """(total, weight, top) with the keys first + n, normalised and rotated as they come."""
+    key = _normed_rotated(k, first, n, k_row, cols, length, k_weight, cos, sin, eps, D, ROTARY, MASKED, VECTOR)
+    value = _rows(v, first, n, v_row, cols, length, D, MASKED, VECTOR)
+    return _attend(
+        q, key, value, total, weight, top, i, first + n, length, left, right, to_base2, WINDOW, MASKED, PRECISION
+    )
+
+
+@kernel
+def attention_qk_norm_rope_forward(
+    q,
+    k,
+    v,
+    cos,
+    sin,
+    q_weight,
+    k_weight,
+    key_lengths,
+    out,
+    queries: tl.int32,
+    keys: tl.int32,
+    heads: tl.int32,
+    group: tl.int32,
+    left: tl.int32,
+    right: tl.int32,
+    scale: tl.float32,
+    eps: tl.float32,
+    q_batch: tl.int64,
+    q_row: tl.int64,
+    q_head: tl.int64,
+    k_batch: tl.int64,
+    k_row: tl.int64,
+    k_head: tl.int64,
+    v_batch: tl.int64,
+    v_row: tl.int64,
+    v_head: tl.int64,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    ROTARY: tl.constexpr,
+    WINDOW: tl.constexpr,
+    PRECISION: tl.constexpr,
+    VECTOR: tl.constexpr,
+):
+    """attention_forward of rms-normed and rotated q and k, which are never stored.
+
+    One program: BLOCK_M queries of one head.  Every program norms the keys anew, so it pays where there are few blocks
+    of queries.  cos, sin: fp32 ``[N, ROTARY / 2]``, contiguous; weights ``[Dh]``.  Inference only.
+    """
+    blocks_m = (queries + BLOCK_M - 1) // BLOCK_M
+    bh = tl.program_id(0) // blocks_m
+    m0 = (tl.program_id(0) % blocks_m) * BLOCK_M
+    b, h = bh // heads, bh % heads
+    q += b.to(tl.int64) * q_batch + h.to(tl.int64) * q_head
+    k += b.to(tl.int64) * k_batch + (h // group).to(tl.int64) * k_head
+    v += b.to(tl.int64) * v_batch + (h // group).to(tl.int64) * v_head
+    m = tl.arange(0, BLOCK_M)
+    n = tl.arange(0, BLOCK_N)
+    cols = tl.arange(0, BLOCK_D)
+    i = m0 + m
+    length = _length(key_lengths, b, keys)
+    query = _normed_rotated(q, m0, m, q_row, cols, queries, q_weight, cos, sin, eps, D, ROTARY, True, VECTOR)
+    total = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    weight = tl.zeros([BLOCK_M], tl.float32)
+    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    to_base2 = scale * LOG2_E
+
+    last = tl.minimum(m0 + BLOCK_M, queries) - 1
+    start, whole_from, whole_to, blocks = _bounds(m0, last, left, right, length, BLOCK_N, WINDOW)
+    partial = whole_from + blocks - whole_to
+    if INTERPRETED:
+        t = whole_from
+        while t < whole_to:
+            total, weight, top = _normed_block(
+                query, k, v, k_weight, cos, sin, eps, total, weight, top, start + t * BLOCK_N, n, i, length, left,
+                right, to_base2, k_row, v_row, cols, D, ROTARY, WINDOW, False, PRECISION, VECTOR,
+            )  # fmt: skip
+            t += 1
+        t = 0
+        while t < partial:
+            first = start + _partial_block(t, whole_from, whole_to) * BLOCK_N
+            total, weight, top = _normed_block(
+                query, k, v, k_weight, cos, sin, eps, total, weight, top, first, n, i, length, left,
+                right, to_base2, k_row, v_row, cols, D, ROTARY, WINDOW, True, PRECISION, VECTOR,
+            )  # fmt: skip
+            t += 1
+    else:
+        for t in tl.range(whole_from, whole_to):
+            total, weight, top = _normed_block(
+                query, k, v, k_weight, cos, sin, eps, total, weight, top, start + t * BLOCK_N, n, i, length, left,
+                right, to_base2, k_row, v_row, cols, D, ROTARY, WINDOW, False, PRECISION, VECTOR,
+            )  # fmt: skip
+        for t in tl.range(0, partial):
+            first = start + _partial_block(t, whole_from, whole_to) * BLOCK_N
+            total, weight, top = _normed_block(
+                query, k, v, k_weight, cos, sin, eps, total, weight, top, first, n, i, length, left,
+                right, to_base2, k_row, v_row, cols, D, ROTARY, WINDOW, True, PRECISION, VECTOR,
+            )  # fmt: skip
+    _finish_forward(out, None, total, weight, top, bh, b, h, m0, m, cols, queries, heads, D, VECTOR)

@@ -19,6 +19,7 @@ from presto_kernels.ops.attention.triton_jit import (
     attention_backward_dq,
     attention_delta,
     attention_forward,
+    attention_qk_norm_rope_forward,
 )
 from presto_kernels.ops.triton_common import Launch, implement, on
 
@@ -33,30 +34,52 @@ class Tile:
     stages: int
 
 
+# (bytes of an element, widest padded head dim) -> tile
+Tiles = tuple[tuple[tuple[int, int], Tile], ...]
+
+
 @dataclass(frozen=True)
 class Knobs:
     """Launch parameters, chosen by counting registers and spills in the compiled code, not by a stopwatch.
 
-    Each by (bytes of an element, padded head dim); the last that fits serves what is not named.
+    A tile of half precision keeps Hopper's matrix instruction (64 rows to four warps), of fp32 none: three TF32
+    products of 64 rows take the factors split in two, twice in registers.
     """
 
-    forward: tuple[tuple[tuple[int, int], Tile], ...] = (
+    # 164 registers at a head dim of 64 and 214 at 128, with a window 229 and 251; 4 warps took 254.
+    forward: Tiles = (
         ((2, 64), Tile(128, 64, 8, 3)),
         ((2, 128), Tile(128, 64, 8, 2)),
         ((4, 64), Tile(64, 32, 4, 2)),
-        ((4, 128), Tile(64, 32, 8, 2)),
+        ((4, 128), Tile(16, 32, 4, 1)),
     )
-    dq: tuple[tuple[tuple[int, int], Tile], ...] = (
+    # Norming a block of keys takes registers on top, and its loads go through them.
+    qk_norm_rope: Tiles = (
+        ((2, 64), Tile(128, 64, 8, 2)),
+        ((2, 128), Tile(64, 32, 8, 2)),
+        ((4, 64), Tile(32, 32, 4, 1)),
+        ((4, 128), Tile(16, 16, 4, 1)),
+    )
+    # 154 registers at 64 and 162 at 128, with a window 204 and 227.
+    dq: Tiles = (
         ((2, 64), Tile(128, 64, 8, 2)),
         ((2, 128), Tile(128, 32, 8, 2)),
         ((4, 64), Tile(64, 32, 4, 2)),
-        ((4, 128), Tile(64, 32, 8, 1)),
+        ((4, 128), Tile(16, 16, 4, 1)),
     )
-    dkdv: tuple[tuple[tuple[int, int], Tile], ...] = (
+    # Two accumulators: 254 registers at 64.
+    dkdv: Tiles = (
         ((2, 64), Tile(64, 128, 8, 2)),
-        ((2, 128), Tile(64, 64, 8, 2)),
-        ((4, 64), Tile(32, 64, 4, 2)),
-        ((4, 128), Tile(32, 64, 8, 1)),
+        ((2, 128), Tile(32, 64, 8, 2)),
+        ((4, 64), Tile(16, 32, 8, 1)),
+        ((4, 128), Tile(16, 16, 4, 1)),
+    )
+    # With a window, whose masks take more of them.
+    dkdv_window: Tiles = (
+        ((2, 64), Tile(32, 128, 8, 3)),
+        ((2, 128), Tile(16, 32, 4, 2)),
+        ((4, 64), Tile(16, 32, 8, 1)),
+        ((4, 128), Tile(16, 16, 4, 1)),
     )
     # Rows of out and grad_out a program multiplies: 8 elements of each a thread at a head dim of 64.
     delta_rows: int = 16
@@ -117,7 +140,7 @@ def _arguments(tensors: dict[str, Tensor]) -> dict[str, Any]:
     return arguments
 
 
-def _tile(knobs: tuple[tuple[tuple[int, int], Tile], ...], q: Tensor) -> tuple[Tile, dict[str, Any]]:
+def _tile(knobs: Tiles, q: Tensor) -> tuple[Tile, dict[str, Any]]:
     """The tile, and what the kernel is compiled for because of it."""
     block_d = max(16, triton.next_power_of_2(q.shape[3]))
     tile = next(tile for (size, dim), tile in knobs if size == q.element_size() and block_d <= dim)
@@ -157,6 +180,37 @@ def plan_forward(
     return Launch(attention_forward, grid, arguments, tile.warps, num_stages=tile.stages)
 
 
+def plan_qk_norm_rope(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    key_lengths: Tensor | None,
+    out: Tensor,
+    *,
+    eps: float,
+    left: int,
+    right: int,
+    scale: float,
+) -> Launch:
+    """The launch that writes out, of q and k normed and rotated on the way."""
+    q, k, v = map(_readable, (q, k, v))
+    batch, queries, heads, _ = q.shape
+    tile, constants = _tile(KNOBS.qk_norm_rope, q)
+    arguments = _arguments({"q": q, "k": k, "v": v}) | constants | _mask(left, right)
+    arguments |= {"key_lengths": key_lengths, "out": out, "scale": scale, "eps": eps}
+    arguments |= {"queries": queries, "keys": k.shape[1], "heads": heads, "group": heads // k.shape[2]}
+    small = {"cos": cos, "sin": sin, "q_weight": q_weight, "k_weight": k_weight}
+    small = {name: None if t is None else t.contiguous() for name, t in small.items()}
+    tables = [t[None, :, None] for t in (small["cos"], small["sin"]) if t is not None]
+    arguments |= small | {"ROTARY": 0 if cos is None else 2 * cos.shape[1], "VECTOR": _vector(q, k, v, *tables)}
+    grid = (triton.cdiv(queries, tile.queries) * batch * heads,)
+    return Launch(attention_qk_norm_rope_forward, grid, arguments, tile.warps, num_stages=tile.stages)
+
+
 def plan_backward(
     grad_out: Tensor,
     q: Tensor,
@@ -193,7 +247,7 @@ def plan_backward(
     grid = (triton.cdiv(queries, tile.queries) * batch * heads,)
     arguments = common | constants | {"dq": dq, "heads": heads}
     launches.append(Launch(attention_backward_dq, grid, arguments, tile.warps, num_stages=tile.stages))
-    tile, constants = _tile(KNOBS.dkdv, q)
+    tile, constants = _tile(KNOBS.dkdv_window if common["WINDOW"] else KNOBS.dkdv, q)
     grid = (triton.cdiv(keys, tile.keys) * batch * kv_heads,)
     arguments = common | constants | {"dk": dk, "dv": dv, "kv_heads": kv_heads}
     launches.append(Launch(attention_backward_dkdv, grid, arguments, tile.warps, num_stages=tile.stages))
@@ -238,5 +292,29 @@ def _attention_backward(
     return dq, dk, dv
 
 
+def _attention_qk_norm_rope(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    q_weight: Tensor | None,
+    k_weight: Tensor | None,
+    eps: float,
+    key_lengths: Tensor | None,
+    left: int,
+    right: int,
+    scale: float,
+) -> Tensor:
+    _check(q, k, v, key_lengths, left, right, scale)
+    out = q.new_empty(q.shape)
+    if out.numel():
+        options = {"eps": eps, "left": left, "right": right, "scale": scale}
+        with on(q.device):
+            plan_qk_norm_rope(q, k, v, cos, sin, q_weight, k_weight, key_lengths, out, **options).run()  # type: ignore[arg-type]
+    return out
+
+
+implement("attention_qk_norm_rope_triton", _attention_qk_norm_rope)
 implement("attention_triton", _attention)
 implement("attention_backward_triton", _attention_backward)
