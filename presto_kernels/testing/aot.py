@@ -211,6 +211,10 @@ FAMILIES = ("modulation", "activation")
 _NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 FAMILIES = ("modulation", "sampler")
 _NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int64: "i64"}
+FAMILIES = ("attention", "modulation")
+_NAMES = {
+    torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64",
+}  # fmt: skip
 
 
 def signature(launch: Any) -> tuple[dict[str, str], dict[str, Any]]:

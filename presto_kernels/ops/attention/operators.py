@@ -2,7 +2,8 @@
 
     attention                    (q, k, v, key_lengths, left, right, scale) -> (out, lse)
     attention_backward           (grad_out, q, k, v, out, lse, key_lengths, left, right, scale) -> (dq, dk, dv)
-    attention_qk_norm_rope       the forward with RMS norm and rotary of q and k in it; inference only, Triton only
+    attention_qk_norm_rope       (q, k, v, cos, sin, q_weight, k_weight, eps, key_lengths, left, right, scale) -> out:
+                                 the forward of rms-normed and rotated q and k; inference only, Triton only
 
 q, out ``[B, Nq, H, Dh]``, k and v ``[B, Nk, Hkv, Dh]``, lse fp32 ``[B, H, Nq]``: ln sum exp(scale q.k) over the keys
 that a query sees, -inf where it sees none.  ``left`` and ``right``: the window, -1 where it is unbounded.
@@ -32,8 +33,19 @@ def _attention_backward_fake(grad_out, q, k, v, out, lse, key_lengths, left, rig
     return tuple(t.new_empty(t.shape) for t in (q, k, v))
 
 
+def _attention_qk_norm_rope_fake(q, k, v, cos, sin, q_weight, k_weight, eps, key_lengths, left, right, scale):
+    return q.new_empty(q.shape)
+
+
 define("attention", _FORWARD, _attention_fake)
 define("attention_backward", _BACKWARD, _attention_backward_fake)
+define(
+    "attention_qk_norm_rope_triton",
+    "(Tensor q, Tensor k, Tensor v, Tensor? cos, Tensor? sin, Tensor? q_weight, Tensor? k_weight, float eps,"
+    f" {_MASK}) -> Tensor",
+    _attention_qk_norm_rope_fake,
+    triton=False,
+)
 
 
 def forward_operator(backend: str) -> Any:
@@ -54,3 +66,10 @@ def backward_operator(backend: str) -> Any:
         return reference.backward
     operators = torch.ops.presto_kernels
     return operators.attention_backward_triton.default if backend == "triton" else operators.attention_backward.default
+
+
+def qk_norm_rope_operator() -> Any:
+    """Attention of rms-normed and rotated q and k in one kernel."""
+    from presto_kernels.ops.attention import triton_kernels  # noqa: F401
+
+    return torch.ops.presto_kernels.attention_qk_norm_rope_triton.default
