@@ -37,7 +37,7 @@ class Forward {
         q_row_(round_up(words_, kLanes)),
         dim_(round_up(args.dim, kLanes)),
         key_lanes_(lanes_stride(words_)),
-        factor_(__builtin_fabsf(args.scale) * kLog2E),
+        scale_(__builtin_fabsf(args.scale)),
         window_(args.left >= 0 || args.right >= 0),
         narrow_(args.left >= 0 && args.right >= 0 && args.left + args.right < kBlockKeys) {
     int64_t keys = args.keys;
@@ -143,11 +143,13 @@ class Forward {
       Vec sums[kRows][V];
       float* to = sums_ + panel.row * dim_ + v * kLanes;
       for (int r = 0; r < kRows; ++r)
-        for (int i = 0; i < V; ++i)
-          sums[r][i] = panel.fresh ? zero() : splat(shrink_[r]) * load(to + r * dim_ + i * kLanes, All{});
+        for (int i = 0; i < V; ++i) sums[r][i] = zero();
       multiply<C>(weights_, kScoreRow, values + v * kLanes, dim_, kLanes, steps, sums);
       for (int r = 0; r < kRows; ++r)
-        for (int i = 0; i < V; ++i) store(to + r * dim_ + i * kLanes, sums[r][i], All{});
+        for (int i = 0; i < V; ++i) {
+          float* sum = to + r * dim_ + i * kLanes;
+          store(sum, panel.fresh ? sums[r][i] : fma(splat(shrink_[r]), load(sum, All{}), sums[r][i]), All{});
+        }
     });
   }
 
@@ -191,29 +193,29 @@ class Forward {
       }
       const float before = maxima_[panel.row + r], found = greatest(most), now = found > before ? found : before;
       maxima_[panel.row + r] = now;
-      change[r] = before == -infinity() ? before : (before - now) * factor_;
-      base[r] = now == -infinity() ? 0.f : -now * factor_;
+      change[r] = before == -infinity() ? before : (before - now) * scale_;
+      base[r] = now == -infinity() ? 0.f : now * scale_;
     }
-    store(shrink_, exp2<float>(load(change, All{})), All{});
+    store(shrink_, power<float>(load(change, All{})), All{});
     for (int r = 0; r < kRows; ++r) {
       const float* s = scores_ + r * kScoreRow;
       float* w = weights_ + r * kScoreRow;
       const Lanes seen = {panel.seen[r].from - panel.begin, panel.seen[r].to - panel.begin};
-      const Vec factor = splat(factor_), offset = splat(base[r]);
-      const auto weight = [&](int64_t v) PRESTO_INLINE {
-        const Vec p = exp2<C>(fma(load(s + v * kLanes, All{}), factor, offset));
+      const Vec factor = splat(scale_ * kUnit<C>), offset = splat(-base[r] * kUnit<C>);
+      const auto weight_of = [&](int64_t v) PRESTO_INLINE {
+        const Vec p = power<C>(fma(load(s + v * kLanes, All{}), factor, offset));
         return kEdge ? select(Lanes{seen.from - v * kLanes, seen.to - v * kLanes}, p, zero()) : p;
       };
       Vec total = zero(), other = zero();
       int64_t v = 0;
       for (; v + 2 <= vectors; v += 2) {
-        const Vec p = weight(v), q = weight(v + 1);
+        const Vec p = weight_of(v), q = weight_of(v + 1);
         total += p;
         other += q;
         store_weights(w + v * kLanes / kWord, p, q, C{});
       }
       if (v < vectors) {
-        const Vec p = weight(v);
+        const Vec p = weight_of(v);
         total += p;
         store_weights(w + v * kLanes / kWord, p, zero(), C{});
       }
@@ -256,14 +258,13 @@ class Forward {
     const float* from = sums_ + row * dim_;
     sweep(a_.dim, [&](int64_t d, int, auto w)
                       PRESTO_INLINE { store(out + d, total == 0.f ? zero() : load(from + d, w) * inverse, w); });
-    const float scale = __builtin_fabsf(a_.scale);
     a_.lse[(b * a_.heads + h) * a_.queries + i] =
-        total == 0.f ? -infinity() : maxima_[row] * scale + __builtin_logf(total);
+        total == 0.f ? -infinity() : maxima_[row] * scale_ + __builtin_logf(total);
   }
 
   const AttentionForward& a_;
   const int64_t words_, q_row_, dim_, key_lanes_;
-  const float factor_;
+  const float scale_;
   const bool window_, narrow_;
   float *memory_, *keys_, *values_, *q_, *sums_, *totals_, *scores_, *weights_;
   alignas(64) float maxima_[kBlockRows];

@@ -145,14 +145,14 @@ inline void pack_steps(HeadRows<T> in, int64_t count, int64_t padded, int64_t di
       store(out + d, n < count ? row_words<C>(in.row(n) + d, dim - d) : zero(), All{});
 }
 
-// in [rows][columns] words -> out [columns][rows], both multiples of kLanes
-inline void transpose_words(const float* in, int64_t rows, int64_t columns, float* out) {
+// in [rows][columns] words -> out [columns][out_row], rows and columns multiples of kLanes
+inline void transpose_words(const float* in, int64_t rows, int64_t columns, float* out, int64_t out_row) {
   for (int64_t c = 0; c < columns; c += kLanes)
     for (int64_t r = 0; r < rows; r += kLanes) {
       Vec block[kLanes];
       for (int64_t i = 0; i < kLanes; ++i) block[i] = load(in + (r + i) * columns + c, All{});
       transpose(block);
-      for (int64_t i = 0; i < kLanes; ++i) store(out + (c + i) * rows + r, block[i], All{});
+      for (int64_t i = 0; i < kLanes; ++i) store(out + (c + i) * out_row + r, block[i], All{});
     }
 }
 
