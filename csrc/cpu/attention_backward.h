@@ -116,7 +116,7 @@ class Backward {
       delta_[i] = i < a_.queries ? dot(out.row(i), g_.row(i)) : 0.f;
     }
     for (int64_t i = 0; i < queries_ * dim_; i += kLanes) store(dq_ + i, zero(), All{});
-    queries_finite_ = !window_ || (all_finite(q_, a_.queries, a_.dim) && all_finite(g_, a_.queries, a_.dim));
+    queries_finite_ = !window_ || (all_finite<C>(q_steps_, queries_ / kWord * dim_) && all_finite<C>(g_steps_, queries_ / kWord * dim_));
   }
 
   float dot(const T* x, const T* y) const {
@@ -142,7 +142,7 @@ class Backward {
     pack_rows<C>(v, count, rows, a_.dim, false, v_rows_, row_);
     pack_steps<C>(k, count, steps * kWord, a_.dim, k_steps_, dim_);
     transpose_words(k_steps_, steps, dim_, k_columns_, kColumnRow);
-    const bool finite = queries_finite_ && (!window_ || (all_finite(k, count, a_.dim) && all_finite(v, count, a_.dim)));
+    const bool finite = queries_finite_ && (!window_ || (all_finite<C>(k_rows_, rows * row_) && all_finite<C>(v_rows_, rows * row_)));
     for (int64_t i = begin; i < end; i += kTileQueries) {
       Tile tile{first, count, rows, i, (least(kTileQueries, end - i) + kLanes - 1) / kLanes};
       for (int64_t r = 0; r < rows; ++r) {

@@ -82,7 +82,7 @@ class Forward {
     pack_lanes<C>(k, last - first, a_.dim, keys_);
     pack_steps<C>(v, last - first, round_up(last - first, kLanes), a_.dim, values_, dim_);
     v_ = v;
-    values_finite_ = !window_ || all_finite(v, last - first, a_.dim);
+    values_finite_ = !window_ || all_finite<C>(values_, round_up(last - first, kLanes) / kWord * dim_);
   }
 
   static HeadRows<T> head(const Heads& of, int64_t b, int64_t h, int64_t n) {
@@ -93,7 +93,9 @@ class Forward {
   // Query rows [begin, end) of one head.
   void rows_of(int64_t b, int64_t h, const Visible& visible, int64_t begin, int64_t end) {
     const int64_t rows = end - begin, panels = (rows + kRows - 1) / kRows;
-    pack_rows<C>(head(a_.q, b, h, begin), rows, panels * kRows, a_.dim, a_.scale < 0, q_, q_row_);
+    const HeadRows<T> q = head(a_.q, b, h, begin);
+    prefetch(q, rows, least(2 * rows, a_.queries - begin), a_.dim);  // what comes next
+    pack_rows<C>(q, rows, panels * kRows, a_.dim, a_.scale < 0, q_, q_row_);
     bool fresh[kBlockRows / kRows];
     for (int64_t p = 0; p < panels; ++p) fresh[p] = true;
     for (int64_t i = 0; i < panels * kRows; ++i) maxima_[i] = -infinity();
