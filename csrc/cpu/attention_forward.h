@@ -62,8 +62,11 @@ class Forward {
 
   void task(int64_t t) {
     const int64_t group = a_.heads / a_.kv_heads, rows = chunk_rows(a_), chunks = (a_.queries + rows - 1) / rows;
-    const int64_t chunk = t / group % chunks, kv = t / group / chunks % a_.kv_heads;
-    const int64_t b = t / group / chunks / a_.kv_heads, h = kv * group + t % group;
+    // What follows each other reads the same packed keys; or, with a window, the heads of the same rows, which are
+    // neighbours in memory.
+    const int64_t pairs = chunks * a_.kv_heads, b = t / group / pairs, pair = t / group % pairs;
+    const int64_t chunk = window_ ? pair / a_.kv_heads : pair % chunks;
+    const int64_t kv = window_ ? pair % a_.kv_heads : pair / chunks, h = kv * group + t % group;
     const int64_t begin = chunk * rows, end = least(begin + rows, a_.queries);
     const Visible visible(a_, b);
     pack(b, kv, visible, begin, end);
@@ -94,7 +97,15 @@ class Forward {
   void rows_of(int64_t b, int64_t h, const Visible& visible, int64_t begin, int64_t end) {
     const int64_t rows = end - begin, panels = (rows + kRows - 1) / kRows;
     const HeadRows<T> q = head(a_.q, b, h, begin);
-    prefetch(q, rows, least(2 * rows, a_.queries - begin), a_.dim);  // what comes next
+    if (window_) {
+      // Here little is computed for each byte: the next head's rows come while this one's are worked on.
+      if (h + 1 < a_.heads) prefetch(head(a_.q, b, h + 1, begin), 0, rows, a_.dim);
+      const int64_t kv = (h + 1) * a_.kv_heads / a_.heads, until = least(end, a_.keys) - begin;
+      if (kv < a_.kv_heads && kv != kv_) {
+        prefetch(head(a_.k, b, kv, begin), 0, until, a_.dim);
+        prefetch(head(a_.v, b, kv, begin), 0, until, a_.dim);
+      }
+    }
     pack_rows<C>(q, rows, panels * kRows, a_.dim, a_.scale < 0, q_, q_row_);
     bool fresh[kBlockRows / kRows];
     for (int64_t p = 0; p < panels; ++p) fresh[p] = true;

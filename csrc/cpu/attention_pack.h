@@ -119,7 +119,7 @@ template <class T>
 inline void prefetch(HeadRows<T> in, int64_t first, int64_t last, int64_t dim) {
   for (int64_t n = first; n < last; ++n)
     for (int64_t d = 0; d < dim; d += 64 / static_cast<int64_t>(sizeof(T)))
-      _mm_prefetch(reinterpret_cast<const char*>(in.row(n) + d), _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(in.row(n) + d), _MM_HINT_T1);
 }
 
 template <class C, class T>
