@@ -27,8 +27,8 @@ template <class T>
 class Backward {
   using C = typename Compute<T>::Type;
   static constexpr int64_t kWord = kPerWord<C>;
-  static constexpr int64_t kTileRow = kTileQueries / kWord;   // words of a row of p or ds
-  static constexpr int64_t kColumnRow = kTileKeys / kWord;    // words of a row of k^T
+  static constexpr int64_t kTileRow = kTileQueries / kWord;  // words of a row of p or ds
+  static constexpr int64_t kColumnRow = kTileKeys / kWord;   // words of a row of k^T
   static constexpr int64_t kScratchRow = kVectors * kLanes;
 
  public:
@@ -116,12 +116,14 @@ class Backward {
       delta_[i] = i < a_.queries ? dot(out.row(i), g_.row(i)) : 0.f;
     }
     for (int64_t i = 0; i < queries_ * dim_; i += kLanes) store(dq_ + i, zero(), All{});
-    queries_finite_ = !window_ || (all_finite<C>(q_steps_, queries_ / kWord * dim_) && all_finite<C>(g_steps_, queries_ / kWord * dim_));
+    queries_finite_ = !window_ || (all_finite<C>(q_steps_, queries_ / kWord * dim_) &&
+                                   all_finite<C>(g_steps_, queries_ / kWord * dim_));
   }
 
   float dot(const T* x, const T* y) const {
     Sum total;
-    sweep(a_.dim, [&](int64_t d, int c, auto w) PRESTO_INLINE { total.add_product(c, load(x + d, w), load(y + d, w)); });
+    sweep(a_.dim,
+          [&](int64_t d, int c, auto w) PRESTO_INLINE { total.add_product(c, load(x + d, w), load(y + d, w)); });
     return total.total();
   }
 
@@ -142,7 +144,8 @@ class Backward {
     pack_rows<C>(v, count, rows, a_.dim, false, v_rows_, row_);
     pack_steps<C>(k, count, steps * kWord, a_.dim, k_steps_, dim_);
     transpose_words(k_steps_, steps, dim_, k_columns_, kColumnRow);
-    const bool finite = queries_finite_ && (!window_ || (all_finite<C>(k_rows_, rows * row_) && all_finite<C>(v_rows_, rows * row_)));
+    const bool finite =
+        queries_finite_ && (!window_ || (all_finite<C>(k_rows_, rows * row_) && all_finite<C>(v_rows_, rows * row_)));
     for (int64_t i = begin; i < end; i += kTileQueries) {
       Tile tile{first, count, rows, i, (least(kTileQueries, end - i) + kLanes - 1) / kLanes};
       for (int64_t r = 0; r < rows; ++r) {
@@ -169,7 +172,7 @@ class Backward {
   struct Tile {
     int64_t key, keys, rows;  // rows: keys rounded up to whole panels
     int64_t query, vectors;
-    Lanes seen[kTileKeys];    // the queries that see each key, from `query` on
+    Lanes seen[kTileKeys];  // the queries that see each key, from `query` on
   };
 
   // p_ and ds_
@@ -202,9 +205,9 @@ class Backward {
         multiply<C>(v_rows_ + row * row_, row_, g_lanes_ + (at + v) * lanes_, kLanes, lanes_, words_, x);
         for (int r = 0; r < kRows; ++r) {
           for (int i = 0; i < V; ++i)
-            x[r][i] = visible(r, i,
-                              load(unrounded_ + r * kScratchRow + i * kLanes, All{}) *
-                                  (x[r][i] - load(delta + i * kLanes, All{})));
+            x[r][i] = visible(
+                r, i,
+                load(unrounded_ + r * kScratchRow + i * kLanes, All{}) * (x[r][i] - load(delta + i * kLanes, All{})));
           store_words_of(ds_ + (row + r) * kTileRow + v * kLanes / kWord, x[r], C{});
         }
         if constexpr (kWord == 2)

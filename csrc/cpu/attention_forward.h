@@ -43,9 +43,8 @@ class Forward {
     int64_t keys = args.keys;
     if (args.left >= 0 && args.right >= 0) keys = least(keys, args.left + args.right + kWindowRows);
     keys = round_up(keys, kLanes);
-    const int64_t sizes[] = {keys / kLanes * key_lanes_, keys / kWord * dim_,  kBlockRows * q_row_,
-                             kBlockRows * dim_,          kBlockRows * kLanes, kRows * kScoreRow,
-                             kRows * kScoreRow};
+    const int64_t sizes[] = {keys / kLanes * key_lanes_, keys / kWord * dim_, kBlockRows * q_row_, kBlockRows * dim_,
+                             kBlockRows * kLanes,        kRows * kScoreRow,   kRows * kScoreRow};
     float** parts[] = {&keys_, &values_, &q_, &sums_, &totals_, &scores_, &weights_};
     int64_t all = 0;
     for (int64_t size : sizes) all += round_up(size, 16);

@@ -45,13 +45,14 @@ inline float greatest(Vec a) {
 inline Vec select(Lanes l, Vec inside, Vec outside) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   const auto bound = [](int64_t n) { return _mm256_set1_epi32(static_cast<int>(n < 0 ? 0 : n > 8 ? 8 : n)); };
-  const __m256i in = _mm256_andnot_si256(_mm256_cmpgt_epi32(bound(l.from), lane), _mm256_cmpgt_epi32(bound(l.to), lane));
+  const __m256i in =
+      _mm256_andnot_si256(_mm256_cmpgt_epi32(bound(l.from), lane), _mm256_cmpgt_epi32(bound(l.to), lane));
   return _mm256_blendv_ps(outside, inside, _mm256_castsi256_ps(in));
 }
 #endif
 
-// The base in which C's weights are computed: e for fp32, 2 for weights that are rounded to bf16 anyway.  kUnit<C> times
-// a natural exponent is one in that base.
+// The base in which C's weights are computed: e for fp32, 2 for weights that are rounded to bf16 anyway.  kUnit<C>
+// times a natural exponent is one in that base.
 template <class C>
 constexpr float kUnit = kPerWord<C> == 2 ? kLog2E : 1.f;
 
