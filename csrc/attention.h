@@ -1,4 +1,5 @@
-// Attention, as plain C++: no torch header here, so that the kernels compile with g++ alone whatever torch is installed.
+// Attention, as plain C++: no torch header here, so that the kernels compile with g++ alone whatever torch is
+// installed.
 //
 //   out[i] = sum_j p[i, j] v[j]          p[i, j] = exp(scale * q[i] . k[j] - lse[i])
 //   lse[i] = ln sum_j exp(scale * q[i] . k[j])
@@ -38,7 +39,7 @@ struct AttentionForward : AttentionInputs {
 // dk and dv are summed over the query heads that share the kv head, in a fixed order.
 struct AttentionBackward : AttentionInputs {
   Heads out, grad_out;
-  const float* lse = nullptr;                             // [B, H, Nq]
+  const float* lse = nullptr;                        // [B, H, Nq]
   void *dq = nullptr, *dk = nullptr, *dv = nullptr;  // contiguous
 };
 

@@ -1,9 +1,8 @@
 // Attention as torch operators: tensors in, plain structs to the kernels, tensors out.  Arguments were checked in
 // Python (presto_kernels/ops/attention/api.py); here only what would make a kernel read or write out of bounds.
-#include "attention.h"
-
 #include <algorithm>
 
+#include "attention.h"
 #include "tensor.h"
 
 namespace presto {
@@ -18,7 +17,7 @@ class Inputs {
     STD_TORCH_CHECK(q.dim() == 4 && k.dim() == 4, "presto_kernels::attention: q, k and v must be [B, N, H, Dh]");
     batch_ = q.size(0), queries_ = q.size(1), heads_ = q.size(2), dim_ = q.size(3);
     keys_ = k.size(1), kv_heads_ = k.size(2);
-    STD_TORCH_CHECK(dim_ >= 1 && dim_ <= 256, "presto_kernels::attention: head dimensions are 1 to 256");
+    STD_TORCH_CHECK(dim_ > 0, "presto_kernels::attention: q has no head dimension");
     STD_TORCH_CHECK(kv_heads_ > 0 ? heads_ % kv_heads_ == 0 : heads_ == 0,
                     "presto_kernels::attention: q's heads must be a multiple of k's");
   }
@@ -26,9 +25,9 @@ class Inputs {
   // [B, N, H, Dh] with unit inner stride; other layouts are copied.
   Heads heads(const Tensor& given, int64_t tokens, int64_t heads, const char* name) {
     Tensor t = given;
-    STD_TORCH_CHECK(t.dim() == 4 && t.size(0) == batch_ && t.size(1) == tokens && t.size(2) == heads &&
-                        t.size(3) == dim_,
-                    "presto_kernels::attention: ", name, " has a wrong shape");
+    STD_TORCH_CHECK(
+        t.dim() == 4 && t.size(0) == batch_ && t.size(1) == tokens && t.size(2) == heads && t.size(3) == dim_,
+        "presto_kernels::attention: ", name, " has a wrong shape");
     STD_TORCH_CHECK(t.scalar_type() == q_.scalar_type(), "presto_kernels::attention: ", name, " has not q's dtype");
     if (t.stride(3) != 1 && dim_ > 1) t = torch::stable::contiguous(t);
     kept_.push_back(t);
@@ -61,8 +60,7 @@ class Inputs {
 
  private:
   const int64_t* lengths(const Tensor& given) {
-    STD_TORCH_CHECK(given.dim() == 1 && given.size(0) == batch_,
-                    "presto_kernels::attention: key_lengths must be [B]");
+    STD_TORCH_CHECK(given.dim() == 1 && given.size(0) == batch_, "presto_kernels::attention: key_lengths must be [B]");
     const ScalarType dtype = given.scalar_type();
     STD_TORCH_CHECK(dtype == ScalarType::Int || dtype == ScalarType::Long,
                     "presto_kernels::attention: key_lengths must be int32 or int64");

@@ -37,15 +37,14 @@ class Forward {
         q_row_(round_up(words_, kLanes)),
         dim_(round_up(args.dim, kLanes)),
         key_lanes_(lanes_stride(words_)),
-        factor_(__builtin_fabsf(args.scale) * kLog2E),
+        scale_(__builtin_fabsf(args.scale)),
         window_(args.left >= 0 || args.right >= 0),
         narrow_(args.left >= 0 && args.right >= 0 && args.left + args.right < kBlockKeys) {
     int64_t keys = args.keys;
     if (args.left >= 0 && args.right >= 0) keys = least(keys, args.left + args.right + kWindowRows);
     keys = round_up(keys, kLanes);
-    const int64_t sizes[] = {keys / kLanes * key_lanes_, keys / kWord * dim_,  kBlockRows * q_row_,
-                             kBlockRows * dim_,          kBlockRows * kLanes, kRows * kScoreRow,
-                             kRows * kScoreRow};
+    const int64_t sizes[] = {keys / kLanes * key_lanes_, keys / kWord * dim_, kBlockRows * q_row_, kBlockRows * dim_,
+                             kBlockRows * kLanes,        kRows * kScoreRow,   kRows * kScoreRow};
     float** parts[] = {&keys_, &values_, &q_, &sums_, &totals_, &scores_, &weights_};
     int64_t all = 0;
     for (int64_t size : sizes) all += round_up(size, 16);
@@ -62,8 +61,11 @@ class Forward {
 
   void task(int64_t t) {
     const int64_t group = a_.heads / a_.kv_heads, rows = chunk_rows(a_), chunks = (a_.queries + rows - 1) / rows;
-    const int64_t chunk = t / group % chunks, kv = t / group / chunks % a_.kv_heads;
-    const int64_t b = t / group / chunks / a_.kv_heads, h = kv * group + t % group;
+    // What follows each other reads the same packed keys; or, with a window, the heads of the same rows, which are
+    // neighbours in memory.
+    const int64_t pairs = chunks * a_.kv_heads, b = t / group / pairs, pair = t / group % pairs;
+    const int64_t chunk = window_ ? pair / a_.kv_heads : pair % chunks;
+    const int64_t kv = window_ ? pair % a_.kv_heads : pair / chunks, h = kv * group + t % group;
     const int64_t begin = chunk * rows, end = least(begin + rows, a_.queries);
     const Visible visible(a_, b);
     pack(b, kv, visible, begin, end);
@@ -82,7 +84,7 @@ class Forward {
     pack_lanes<C>(k, last - first, a_.dim, keys_);
     pack_steps<C>(v, last - first, round_up(last - first, kLanes), a_.dim, values_, dim_);
     v_ = v;
-    values_finite_ = !window_ || all_finite(v, last - first, a_.dim);
+    values_finite_ = !window_ || all_finite<C>(values_, round_up(last - first, kLanes) / kWord * dim_);
   }
 
   static HeadRows<T> head(const Heads& of, int64_t b, int64_t h, int64_t n) {
@@ -93,7 +95,17 @@ class Forward {
   // Query rows [begin, end) of one head.
   void rows_of(int64_t b, int64_t h, const Visible& visible, int64_t begin, int64_t end) {
     const int64_t rows = end - begin, panels = (rows + kRows - 1) / kRows;
-    pack_rows<C>(head(a_.q, b, h, begin), rows, panels * kRows, a_.dim, a_.scale < 0, q_, q_row_);
+    const HeadRows<T> q = head(a_.q, b, h, begin);
+    if (window_) {
+      // Here little is computed for each byte: the next head's rows come while this one's are worked on.
+      if (h + 1 < a_.heads) prefetch(head(a_.q, b, h + 1, begin), 0, rows, a_.dim);
+      const int64_t kv = (h + 1) * a_.kv_heads / a_.heads, until = least(end, a_.keys) - begin;
+      if (kv < a_.kv_heads && kv != kv_) {
+        prefetch(head(a_.k, b, kv, begin), 0, until, a_.dim);
+        prefetch(head(a_.v, b, kv, begin), 0, until, a_.dim);
+      }
+    }
+    pack_rows<C>(q, rows, panels * kRows, a_.dim, a_.scale < 0, q_, q_row_);
     bool fresh[kBlockRows / kRows];
     for (int64_t p = 0; p < panels; ++p) fresh[p] = true;
     for (int64_t i = 0; i < panels * kRows; ++i) maxima_[i] = -infinity();
@@ -143,11 +155,13 @@ class Forward {
       Vec sums[kRows][V];
       float* to = sums_ + panel.row * dim_ + v * kLanes;
       for (int r = 0; r < kRows; ++r)
-        for (int i = 0; i < V; ++i)
-          sums[r][i] = panel.fresh ? zero() : splat(shrink_[r]) * load(to + r * dim_ + i * kLanes, All{});
+        for (int i = 0; i < V; ++i) sums[r][i] = zero();
       multiply<C>(weights_, kScoreRow, values + v * kLanes, dim_, kLanes, steps, sums);
       for (int r = 0; r < kRows; ++r)
-        for (int i = 0; i < V; ++i) store(to + r * dim_ + i * kLanes, sums[r][i], All{});
+        for (int i = 0; i < V; ++i) {
+          float* sum = to + r * dim_ + i * kLanes;
+          store(sum, panel.fresh ? sums[r][i] : fma(splat(shrink_[r]), load(sum, All{}), sums[r][i]), All{});
+        }
     });
   }
 
@@ -191,29 +205,29 @@ class Forward {
       }
       const float before = maxima_[panel.row + r], found = greatest(most), now = found > before ? found : before;
       maxima_[panel.row + r] = now;
-      change[r] = before == -infinity() ? before : (before - now) * factor_;
-      base[r] = now == -infinity() ? 0.f : -now * factor_;
+      change[r] = before == -infinity() ? before : (before - now) * scale_;
+      base[r] = now == -infinity() ? 0.f : now * scale_;
     }
-    store(shrink_, exp2<float>(load(change, All{})), All{});
+    store(shrink_, power<float>(load(change, All{})), All{});
     for (int r = 0; r < kRows; ++r) {
       const float* s = scores_ + r * kScoreRow;
       float* w = weights_ + r * kScoreRow;
       const Lanes seen = {panel.seen[r].from - panel.begin, panel.seen[r].to - panel.begin};
-      const Vec factor = splat(factor_), offset = splat(base[r]);
-      const auto weight = [&](int64_t v) PRESTO_INLINE {
-        const Vec p = exp2<C>(fma(load(s + v * kLanes, All{}), factor, offset));
+      const Vec factor = splat(scale_ * kUnit<C>), offset = splat(-base[r] * kUnit<C>);
+      const auto weight_of = [&](int64_t v) PRESTO_INLINE {
+        const Vec p = power<C>(fma(load(s + v * kLanes, All{}), factor, offset));
         return kEdge ? select(Lanes{seen.from - v * kLanes, seen.to - v * kLanes}, p, zero()) : p;
       };
       Vec total = zero(), other = zero();
       int64_t v = 0;
       for (; v + 2 <= vectors; v += 2) {
-        const Vec p = weight(v), q = weight(v + 1);
+        const Vec p = weight_of(v), q = weight_of(v + 1);
         total += p;
         other += q;
         store_weights(w + v * kLanes / kWord, p, q, C{});
       }
       if (v < vectors) {
-        const Vec p = weight(v);
+        const Vec p = weight_of(v);
         total += p;
         store_weights(w + v * kLanes / kWord, p, zero(), C{});
       }
@@ -256,14 +270,13 @@ class Forward {
     const float* from = sums_ + row * dim_;
     sweep(a_.dim, [&](int64_t d, int, auto w)
                       PRESTO_INLINE { store(out + d, total == 0.f ? zero() : load(from + d, w) * inverse, w); });
-    const float scale = __builtin_fabsf(a_.scale);
     a_.lse[(b * a_.heads + h) * a_.queries + i] =
-        total == 0.f ? -infinity() : maxima_[row] * scale + __builtin_logf(total);
+        total == 0.f ? -infinity() : maxima_[row] * scale_ + __builtin_logf(total);
   }
 
   const AttentionForward& a_;
   const int64_t words_, q_row_, dim_, key_lanes_;
-  const float factor_;
+  const float scale_;
   const bool window_, narrow_;
   float *memory_, *keys_, *values_, *q_, *sums_, *totals_, *scores_, *weights_;
   alignas(64) float maxima_[kBlockRows];

@@ -111,10 +111,22 @@ inline void pack_rows(HeadRows<T> in, int64_t count, int64_t padded, int64_t dim
     }
 }
 
+// Rows that are asked for before they are read.
+constexpr int64_t kAhead = 16;
+
+// The rows of one head lie far apart where heads are neighbours, too far for the processor to guess the next.
+template <class T>
+inline void prefetch(HeadRows<T> in, int64_t first, int64_t last, int64_t dim) {
+  for (int64_t n = first; n < last; ++n)
+    for (int64_t d = 0; d < dim; d += 64 / static_cast<int64_t>(sizeof(T)))
+      _mm_prefetch(reinterpret_cast<const char*>(in.row(n) + d), _MM_HINT_T1);
+}
+
 template <class C, class T>
 inline void pack_lanes(HeadRows<T> in, int64_t count, int64_t dim, float* out) {
   const int64_t words = words_of<C>(dim), stride = lanes_stride(words);
-  for (int64_t n = 0; n < count; n += kLanes, out += stride)
+  for (int64_t n = 0; n < count; n += kLanes, out += stride) {
+    prefetch(in, n + kLanes, least(n + 2 * kLanes, count), dim);
     for (int64_t w = 0; w < words; w += kLanes) {
       Vec block[kLanes];
       for (int64_t i = 0; i < kLanes; ++i)
@@ -122,6 +134,7 @@ inline void pack_lanes(HeadRows<T> in, int64_t count, int64_t dim, float* out) {
       transpose(block);
       for (int64_t i = 0; i < kLanes && w + i < words; ++i) store(out + (w + i) * kLanes, block[i], All{});
     }
+  }
 }
 
 // `count` rows and zeros up to `padded`, an even number.
@@ -130,42 +143,43 @@ inline void pack_steps(HeadRows<T> in, int64_t count, int64_t padded, int64_t di
 #if defined(__AVX512BF16__)
   if constexpr (kPerWord<C> == 2) {
     const __m512i first = interleave_rows(0), second = interleave_rows(16);
-    for (int64_t n = 0; n < padded; n += 2, out += out_row)
+    for (int64_t n = 0; n < padded; n += 2, out += out_row) {
+      prefetch(in, least(n + kAhead, count), least(n + kAhead + 2, count), dim);
       for (int64_t d = 0; d < out_row; d += kPair) {
         const __m512i a = n < count ? _mm512_castps_si512(row_words<C>(in.row(n) + d, dim - d)) : __m512i{};
         const __m512i b = n + 1 < count ? _mm512_castps_si512(row_words<C>(in.row(n + 1) + d, dim - d)) : __m512i{};
         _mm512_storeu_si512(out + d, _mm512_permutex2var_epi16(a, first, b));
         if (d + kLanes < out_row) _mm512_storeu_si512(out + d + kLanes, _mm512_permutex2var_epi16(a, second, b));
       }
+    }
     return;
   }
 #endif
-  for (int64_t n = 0; n < padded; ++n, out += out_row)
+  for (int64_t n = 0; n < padded; ++n, out += out_row) {
+    prefetch(in, least(n + kAhead, count), least(n + kAhead + 1, count), dim);
     for (int64_t d = 0; d < out_row; d += kLanes)
       store(out + d, n < count ? row_words<C>(in.row(n) + d, dim - d) : zero(), All{});
+  }
 }
 
-// in [rows][columns] words -> out [columns][rows], both multiples of kLanes
-inline void transpose_words(const float* in, int64_t rows, int64_t columns, float* out) {
+// in [rows][columns] words -> out [columns][out_row], rows and columns multiples of kLanes
+inline void transpose_words(const float* in, int64_t rows, int64_t columns, float* out, int64_t out_row) {
   for (int64_t c = 0; c < columns; c += kLanes)
     for (int64_t r = 0; r < rows; r += kLanes) {
       Vec block[kLanes];
       for (int64_t i = 0; i < kLanes; ++i) block[i] = load(in + (r + i) * columns + c, All{});
       transpose(block);
-      for (int64_t i = 0; i < kLanes; ++i) store(out + (c + i) * rows + r, block[i], All{});
+      for (int64_t i = 0; i < kLanes; ++i) store(out + (c + i) * out_row + r, block[i], All{});
     }
 }
 
-// Whether every element is finite.
-template <class T>
-inline bool all_finite(HeadRows<T> in, int64_t count, int64_t dim) {
-  Vec zeros = zero();  // anything else times 0 is NaN
-  for (int64_t n = 0; n < count; ++n)
-    for (int64_t d = 0; d < dim; d += kLanes) {
-      const Vec x = dim - d >= kLanes ? load(in.row(n) + d, All{}) : load(in.row(n) + d, First{dim - d});
-      zeros = fma(x, zero(), zeros);
-    }
-  return sum(zeros) == 0.f;
+// Whether every element of packed words is finite.
+template <class C>
+inline bool all_finite(const float* words, int64_t count) {
+  Sum zeros;  // anything else times 0 is NaN
+  sweep(count, [&](int64_t i, int c, auto w)
+                   PRESTO_INLINE { zeros.chain[c] = step(load(words + i, w), zero(), zeros.chain[c], C{}); });
+  return zeros.total() == 0.f;
 }
 
 }  // namespace presto::cpu::PRESTO_ISA

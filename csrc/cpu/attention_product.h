@@ -2,8 +2,8 @@
 //
 //   C[r, lane] += sum_step A[r, step] * B[step, lane]
 //
-// A and B are packed in words of 32 bits.  A word is one fp32, or, where the processor multiplies bf16 (avx512bf16), two
-// bf16 neighbours along the reduced axis, whose two products are added in one instruction.  Sums are fp32.
+// A and B are packed in words of 32 bits.  A word is one fp32, or, where the processor multiplies bf16 (avx512bf16),
+// two bf16 neighbours along the reduced axis, whose two products are added in one instruction.  Sums are fp32.
 //
 // Registers: 6 rows x 4 vectors of sums, 4 of B, 1 of A are 29 of AVX-512's 32; 6 x 2, 2 and 1 are 15 of AVX2's 16.  A
 // step of 6 x 4 is 24 multiply-adds on 4 vector loads and 6 broadcast loads, so multiply-adds are what limits it.

@@ -14,9 +14,9 @@ struct Lanes {
 };
 
 #if defined(__AVX512F__)
-// 2^x for x <= 128: r = x - round(x), a polynomial in r, times 2^round(x).
 inline Vec whole(Vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline Vec times_power(Vec a, Vec whole) { return _mm512_scalef_ps(a, whole); }
+inline Vec bounded(Vec x) { return x; }  // scalef makes 0 of 2^-inf, whatever the other factor
 // The greater; b where either is NaN.
 inline Vec greater(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 inline float greatest(Vec a) { return _mm512_reduce_max_ps(a); }
@@ -34,6 +34,7 @@ inline Vec times_power(Vec a, Vec whole) {
   const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(bounded), _mm256_set1_epi32(127)), 23);
   return a * _mm256_castsi256_ps(power);
 }
+inline Vec bounded(Vec x) { return _mm256_max_ps(splat(-104.f), x); }  // -inf - -inf is NaN; NaN stays
 inline Vec greater(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 inline float greatest(Vec a) {
   __m128 m = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
@@ -44,34 +45,38 @@ inline float greatest(Vec a) {
 inline Vec select(Lanes l, Vec inside, Vec outside) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   const auto bound = [](int64_t n) { return _mm256_set1_epi32(static_cast<int>(n < 0 ? 0 : n > 8 ? 8 : n)); };
-  const __m256i in = _mm256_andnot_si256(_mm256_cmpgt_epi32(bound(l.from), lane), _mm256_cmpgt_epi32(bound(l.to), lane));
+  const __m256i in =
+      _mm256_andnot_si256(_mm256_cmpgt_epi32(bound(l.from), lane), _mm256_cmpgt_epi32(bound(l.to), lane));
   return _mm256_blendv_ps(outside, inside, _mm256_castsi256_ps(in));
 }
 #endif
 
-// Minimax polynomials of 2^r on [-1/2, 1/2], exact at 0: relative error 2.0e-9 before rounding for fp32, and 2.8e-6 for
-// weights that are rounded to bf16's 2e-3 anyway.
+// The base in which C's weights are computed: e for fp32, 2 for weights that are rounded to bf16 anyway.  kUnit<C>
+// times a natural exponent is one in that base.
 template <class C>
-inline Vec exp2_fraction(Vec r) {
+constexpr float kUnit = kPerWord<C> == 2 ? kLog2E : 1.f;
+
+// e^x or 2^x, as 2^n times a minimax polynomial of what is left of x, exact at 0.  fp32: what is left is taken from x
+// without rounding (n ln 2 in two parts), relative error 6e-9 before rounding, so that the whole is good to an ulp or
+// two.  bf16: 2.8e-6, where rounding the weight costs 2e-3.
+template <class C>
+inline PRESTO_INLINE Vec power(Vec x) {
   if constexpr (kPerWord<C> == 2) {
+    const Vec n = whole(x), r = x - n;
     Vec p = fma(splat(0.009582852944731712f), r, splat(0.055906426161527634f));
     p = fma(p, r, splat(0.24024099111557007f));
     p = fma(p, r, splat(0.6931241750717163f));
-    return fma(p, r, splat(1.f));
+    return times_power(fma(p, r, splat(1.f)), n);
   } else {
-    Vec p = fma(splat(0.00015353361959569156f), r, splat(0.0013398875016719103f));
-    p = fma(p, r, splat(0.00961843691766262f));
-    p = fma(p, r, splat(0.055503323674201965f));
-    p = fma(p, r, splat(0.24022647738456726f));
-    p = fma(p, r, splat(0.6931471824645996f));
-    return fma(p, r, splat(1.f));
+    x = bounded(x);
+    const Vec n = whole(x * splat(kLog2E));
+    const Vec r = fma(n, splat(-1.428606765330187e-06f), fma(n, splat(-0.693145751953125f), x));
+    Vec p = fma(splat(0.001381461275741458f), r, splat(0.008368710055947304f));
+    p = fma(p, r, splat(0.04166838899254799f));
+    p = fma(p, r, splat(0.1666652113199234f));
+    p = fma(p, r, splat(0.4999999403953552f));
+    return times_power(fma(fma(p, r, splat(1.f)), r, splat(1.f)), n);
   }
-}
-
-template <class C>
-inline PRESTO_INLINE Vec exp2(Vec x) {
-  const Vec n = whole(x);
-  return times_power(exp2_fraction<C>(x - n), n);
 }
 
 // Which keys query i sees: [first(i), end(i)); and which queries see key j.  Both are empty where end <= first.

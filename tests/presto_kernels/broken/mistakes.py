@@ -31,6 +31,16 @@ MISTAKES: dict[str, dict[str, tuple[str, str]]] = {
         "renoise: the pair of an angle is exchanged": (
             "return {radius * cosine, radius * sine};",
             "return {radius * sine, radius * cosine};",
+    "cpu/attention_forward.h": {
+        "attention: a greater score does not shrink what was summed before it": (
+            "change[r] = before == -infinity() ? before : (before - now) * scale_;",
+            "change[r] = before == -infinity() ? before : 0.f;",
+        ),
+    },
+    "cpu/attention_backward.h": {
+        "attention_backward: the gradient of k forgets the scale": (
+            "load(dk + r * dim_ + d, w) * splat(a_.scale)",
+            "load(dk + r * dim_ + d, w)",
         ),
     },
 }
