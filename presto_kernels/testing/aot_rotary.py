@@ -59,7 +59,8 @@ def launches(call: Call, *, batch: int = 2, tokens: int = 33) -> list[Any]:
     owners = {"q": out, "k": out, "q_weight": weight, "k_weight": weight, "q_bias": bias, "k_bias": bias}
     backward = triton_kernels.plan_backward(
         out, out, q if reads_x else None, k if reads_x else None, tables, (weight, weight),
-        {name: owner for name, owner in owners.items() if owner is not None}, norm=norm, eps=1e-6, interleaved=call.interleaved,
+        {name: owner for name, owner in owners.items() if owner is not None},
+        norm=norm, eps=1e-6, interleaved=call.interleaved,
     )  # fmt: skip
     return [forward, *backward]
 

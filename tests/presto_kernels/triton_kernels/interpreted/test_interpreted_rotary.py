@@ -205,10 +205,9 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-@pytest.mark.parametrize("dtype", [torch.float32, BF16], ids=["fp32", "bf16"])
-def test_the_tolerance_catches(name, dtype, tmp_path, monkeypatch):
+def test_the_tolerance_catches(name, tmp_path, monkeypatch):
+    """In bf16, where the tolerance is widest."""
     kernel, right, wrong, case = BROKEN[name]
-    case = replace(case, dtype=dtype)
     monkeypatch.setattr(triton_kernels, "KNOBS", replace(triton_kernels.KNOBS, max_programs=3))
     check(judge(case))
     monkeypatch.setattr(triton_kernels, kernel, getattr(mutant(tmp_path, right, wrong), kernel))
