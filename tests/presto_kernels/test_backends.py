@@ -14,6 +14,9 @@ def test_every_op_names_its_implementations():
     available = presto_kernels.available_backends()
     assert set(available) == {"adaln_modulate", "gated_residual", "gated_residual_adaln", "qk_norm_rope"}
     assert set(available) == {"adaln_modulate", "gated_residual", "gated_residual_adaln", "edm_denoise", "renoise"}
+    modulation = {"adaln_modulate", "gated_residual", "gated_residual_adaln"}
+    activation = {"swiglu", "geglu", "snake"}
+    assert set(available) == modulation | activation
     assert all(names[-1] == "reference" for names in available.values())
 
 

@@ -42,5 +42,12 @@ MISTAKES: dict[str, dict[str, tuple[str, str]]] = {
             "load(dk + r * dim_ + d, w) * splat(a_.scale)",
             "load(dk + r * dim_ + d, w)",
         ),
+    "cpu/activation_kernels.h": {
+        "swiglu: the slope of SiLU lacks its second term": ("s * fma(gate, splat(1.f) - s, splat(1.f))", "s"),
+        "geglu: the root of 2 is forgotten": (
+            "splat(1.f) + erf(gate * splat(0.707106781f))",
+            "splat(1.f) + erf(gate)",
+        ),
+        "snake: a channel's amplitude is its frequency": ("fma(s * s, factor, v)", "fma(s * s, alpha, v)"),
     },
 }
