@@ -7,6 +7,7 @@ and both this script and env_report say so.
 
     PRESTO_CUDA   auto (default: CUDA where nvcc is found), 0 or 1
     PRESTO_BUILD  auto (default), 0 builds nothing, 1 fails rather than build nothing
+    PRESTO_OPTIMIZE  -O3 (default); a lower level compiles the CPU kernels sooner, for a build that only has to be right
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class Build(build_ext):
         if include is None:
             raise CompileError(f"torch's headers were not found; install {TORCH} first, or build with isolation")
         flags = [
-            "-O3",
+            os.environ.get("PRESTO_OPTIMIZE", "-O3"),
             "-std=c++20",
             "-fPIC",
             "-fvisibility=hidden",

@@ -26,6 +26,7 @@ from presto_kernels import backends
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs" / "ops"
 RESULTS = ROOT / "bench" / "results"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 DEVICES = {"cpu": "CPU", "cuda": "CUDA", "triton": "CUDA", "sdpa": "any", "flash": "CUDA", "reference": "any"}
 
 
@@ -81,21 +82,49 @@ def _lengths() -> Tensor:
     return torch.empty(2, dtype=torch.int32, device="meta")
 
 
+def _gated(dim: int) -> dict[str, Any]:
+    return {"x": _empty(2, 9, dim), "branch": _empty(2, 9, dim), "gate": None}
+
+
+def _qk(dim: int) -> dict[str, Any]:
+    return {"q": _empty(2, 9, 4, dim), "k": None, "cos": None, "sin": None}
+
+
+def _denoise() -> dict[str, Any]:
+    return {"model_output": _empty(2, 9, 8), "x": _empty(2, 9, 8), "sigma": _empty(2)}
+
+
 Probe = tuple[str, Callable[[], dict[str, Any]]]
+# The first of each op is an ordinary call, and shows the dtypes.
 PROBES: dict[str, tuple[Probe, ...]] = {
-    "adaln_modulate": (("D = 8193", lambda: _seam(8193)),),
-    "gated_residual": (("D = 8193", lambda: {"x": _empty(2, 9, 8193), "branch": _empty(2, 9, 8193), "gate": None}),),
-    "gated_residual_adaln": (("D = 8193", lambda: _seam(8193) | {"branch": _empty(2, 9, 8193), "gate": None}),),
-    "qk_norm_rope": tuple(
-        (f"Dh = {d}", lambda d=d: {"q": _empty(2, 9, 4, d), "k": None, "cos": None, "sin": None})
-        for d in (40, 256, 1000)
+    "adaln_modulate": (("", lambda: _seam(64)), ("D = 8193", lambda: _seam(8193))),
+    "gated_residual": (("", lambda: _gated(64)), ("D = 8193", lambda: _gated(8193))),
+    "gated_residual_adaln": (
+        ("", lambda: _seam(64) | _gated(64)),
+        ("D = 8193", lambda: _seam(8193) | _gated(8193)),
     ),
+    "qk_norm_rope": (
+        ("", lambda: _qk(64)),
+        ("Dh = 40", lambda: _qk(40)),
+        ("Dh = 257", lambda: _qk(257)),
+        ("Dh = 2048", lambda: _qk(2048)),
+    ),
+    "swiglu": (("", lambda: {"x": _empty(2, 9, 64)}), ("D = 100001", lambda: {"x": _empty(2, 9, 200002)})),
+    "geglu": (("", lambda: {"x": _empty(2, 9, 64)}), ("D = 100001", lambda: {"x": _empty(2, 9, 200002)})),
+    "snake": (
+        ("", lambda: {"x": _empty(2, 8, 64), "alpha": _empty(8), "beta": _empty(8)}),
+        ("T = 1", lambda: {"x": _empty(2, 8, 1), "alpha": _empty(8), "beta": _empty(8)}),
+    ),
+    "edm_denoise": (("", _denoise),),
+    "renoise": (("", lambda: {"x0": _empty(2, 9, 8), "sigma": 1.0, "seed": 0, "offset": 0}),),
     "attention": (
+        ("", lambda: _heads(64)),
         ("a window", lambda: _heads(64) | {"window": (4, 4)}),
         ("key lengths", lambda: _heads(64) | {"key_lengths": _lengths()}),
         ("Nq ≠ Nk", lambda: _heads(64, keys=5)),
         ("grouped heads", lambda: _heads(64, kv=2)),
         ("Dh = 40", lambda: _heads(40)),
+        ("Dh = 65", lambda: _heads(65)),
         ("Dh = 256", lambda: _heads(256)),
     ),
 }
@@ -103,25 +132,43 @@ PROBES: dict[str, tuple[Probe, ...]] = {
 
 def family_ops(family: str) -> list[str]:
     """The public ops of presto_kernels/ops/<family>, in the order they were registered."""
-    return [name for name, op in backends._OPS.items() if op.check.__module__ == f"presto_kernels.ops.{family}.api"]
+    return [name for name, op in backends._OPS.items() if op.bucket.__module__ == f"presto_kernels.ops.{family}.api"]
 
 
 def backend_table(family: str) -> str:
     """One row an op and implementation: where it runs, in which dtypes, and what of the probes it refuses."""
     lines = ["| op | implementation | runs on | dtypes | refuses |", "|---|---|---|---|---|"]
     for name in family_ops(family):
-        op = backends._OPS[name]
+        op, probes = backends._OPS[name], PROBES[name]
         for backend in op.backends:
-            refused = [
-                f"{label} ({reason})" for label, make in PROBES.get(name, ()) if (reason := _limit(op, backend, make()))
+            usual = probes[0][1]()
+            dtypes = [
+                label for label, dtype in DTYPES.items() if _limit(op, backend, _cast(usual, dtype), dtype) is None
             ]
-            dtypes = "fp32, bf16, fp16" + (", fp64" if backend == "reference" else "")
-            lines.append(f"| `{name}` | {backend} | {DEVICES[backend]} | {dtypes} | {'; '.join(refused) or '—'} |")
+            refused = [f"{label} ({reason})" for label, make in probes[1:] if (reason := _limit(op, backend, make()))]
+            lines.append(
+                f"| `{name}` | {backend} | {DEVICES[backend]} | {', '.join(dtypes)} | {'; '.join(refused) or '—'} |"
+            )
     return "\n".join(lines)
 
 
-def _limit(op: backends.Op, backend: str, arguments: dict[str, Any]) -> str | None:
-    return None if backend == "reference" else op.limits(backend, *op.check(**arguments))
+def _cast(arguments: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        name: value.to(dtype) if isinstance(value, Tensor) and value.dtype == torch.bfloat16 else value
+        for name, value in arguments.items()
+    }
+
+
+def _limit(op: backends.Op, backend: str, arguments: dict[str, Any], dtype: torch.dtype = torch.bfloat16) -> str | None:
+    if backend == "reference":
+        return None
+    if dtype == torch.float64:
+        return "float64 runs only on the reference"
+    tensors, options = op.check(**arguments)
+    try:
+        return op.limits(backend, tensors, options)
+    except (RuntimeError, AssertionError, ValueError):  # it asks a GPU, so nothing in the call itself forbids it
+        return None
 
 
 def measured_table(family: str) -> str:

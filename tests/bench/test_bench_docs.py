@@ -15,7 +15,7 @@ def test_pages_are_up_to_date():
 
 
 def test_every_family_has_a_page():
-    families = {op.check.__module__.split(".")[-2] for op in docs.backends._OPS.values()}
+    families = {op.bucket.__module__.split(".")[-2] for op in docs.backends._OPS.values()}
     assert {page.stem for page in PAGES} == families
 
 

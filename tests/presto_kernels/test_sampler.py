@@ -203,9 +203,7 @@ def test_float64_runs_on_the_reference():
     assert presto_kernels.explain("edm_denoise", f, x, sigma).backend == "reference"
     assert presto_kernels.explain("renoise", x, 1.0, seed=0, offset=0).backend == "reference"
     assert torch.autograd.gradcheck(lambda *t: presto_kernels.edm_denoise(*t, sigma_min=0.1), (f, x, sigma))
-    assert torch.autograd.gradcheck(
-        lambda x, s: presto_kernels.renoise(x, s, seed=1, offset=2, signal=0.5), (x, sigma)
-    )
+    assert torch.autograd.gradcheck(lambda x, s: presto_kernels.renoise(x, s, seed=1, offset=2, signal=0.5), (x, sigma))
 
 
 @pytest.mark.slow

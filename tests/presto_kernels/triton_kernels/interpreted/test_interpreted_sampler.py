@@ -22,7 +22,11 @@ def forced():
         yield
 
 
-@pytest.mark.parametrize("case", cases((torch.float32, torch.bfloat16)), ids=lambda case: f"{case.op}-{case.dtype}-{case.shape}-{case.layout}")
+@pytest.mark.parametrize(
+    "case",
+    cases((torch.float32, torch.bfloat16)),
+    ids=lambda case: f"{case.op}-{case.dtype}-{case.shape}-{case.layout}",
+)
 def test_error_is_at_most_twice_that_of_pytorch(case):
     check(judge(case))
 
