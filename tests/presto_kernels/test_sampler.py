@@ -145,7 +145,8 @@ def test_the_gradient_may_come_in_any_layout(backend):
             y = run(case, inputs)
             permuted = torch.ones(2, 24, 9).transpose(1, 2)
             for upstream in (torch.ones_like(y), permuted):
-                for a, b in zip(got, torch.autograd.grad(y, list(inputs.values()), upstream, retain_graph=True)):
+                gradients = torch.autograd.grad(y, list(inputs.values()), upstream, retain_graph=True)
+                for a, b in zip(got, gradients, strict=True):
                     torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-5)
 
 
@@ -203,9 +204,7 @@ def test_float64_runs_on_the_reference():
     assert presto_kernels.explain("edm_denoise", f, x, sigma).backend == "reference"
     assert presto_kernels.explain("renoise", x, 1.0, seed=0, offset=0).backend == "reference"
     assert torch.autograd.gradcheck(lambda *t: presto_kernels.edm_denoise(*t, sigma_min=0.1), (f, x, sigma))
-    assert torch.autograd.gradcheck(
-        lambda x, s: presto_kernels.renoise(x, s, seed=1, offset=2, signal=0.5), (x, sigma)
-    )
+    assert torch.autograd.gradcheck(lambda x, s: presto_kernels.renoise(x, s, seed=1, offset=2, signal=0.5), (x, sigma))
 
 
 @pytest.mark.slow

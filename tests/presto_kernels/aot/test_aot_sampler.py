@@ -97,7 +97,10 @@ def test_cuda_accesses_are_16_bytes_wide(cuda_records, arch):
     """Of the vector kernels, all but the numbers of a sample (sigma in two dtypes, seed, offset) and a block's sum."""
     found = [r for r in cuda_records if r.arch == arch and r.kernel.endswith("_vectors") and "/" not in r.dtype]
     assert {(r.kernel, r.dtype) for r in found} == {
-        (kernel, dtype) for kernel in CUDA_REGISTERS if kernel.endswith("_vectors") for dtype in ("fp32", "bf16", "fp16")
+        (kernel, dtype)
+        for kernel in CUDA_REGISTERS
+        if kernel.endswith("_vectors")
+        for dtype in ("fp32", "bf16", "fp16")
     }
     for r in found:
         assert r.loads16 == {"edm_denoise_vectors": 2, "edm_denoise_backward_vectors": 3}.get(r.kernel, 1), r
