@@ -53,7 +53,7 @@ def launches(call: Call, dtype: torch.dtype, *, batch: int = 2) -> list[Any]:
     wanted = {name: name in call.gradients for name in "Fxs"}
     if call.op == "edm_denoise":
         output = empty(*shape, dtype=call.output_dtype or dtype)
-        numbers = {"sigma_data": 0.5, "sigma_min": 0.0}
+        numbers: dict[str, Any] = {"sigma_data": 0.5, "sigma_min": 0.0}
         forward = triton_kernels.plan_edm_denoise(output, x, sigma, out, **numbers)
         gradients = (output if wanted["F"] else None, out if wanted["x"] else None, sigma if wanted["s"] else None)
         return [*forward, *triton_kernels.plan_edm_denoise_backward(x, output, x, sigma, *gradients, **numbers)]

@@ -20,10 +20,12 @@ OPS: dict[str, Callable[..., Tensor]] = {"edm_denoise": edm_denoise, "renoise": 
 
 @dataclass(frozen=True)
 class Case:
-    """One call.  ``layout`` of x and x0: "plain", "permuted" (the first and last dimension of a sample exchanged),
-    "sliced" (every other index of a sample's first dimension), "columns" (part of a wider last dimension), or "broadcast"
-    (one sample seen by the whole batch); F is plain but for "columns".  ``sigma``: a number (renoise alone) or None, one
-    for each sample.  ``seed``, ``offset``: a number or None, one for each sample.
+    """One call.
+
+    ``layout`` of x and x0: "plain", "permuted" (a sample's dimensions the other way round), "sliced" (every other index
+    of a sample's first dimension), "columns" (part of a wider last dimension), or "broadcast" (one sample seen by the
+    whole batch); F is plain but for "columns".  ``sigma`` (a number in renoise alone), ``seed``, ``offset``: a number,
+    or None, one for each sample.
     """
 
     op: str
@@ -91,7 +93,7 @@ def run(case: Case, inputs: dict[str, Tensor]) -> Tensor:
 def formula(case: Case, inputs: dict[str, Tensor], eps: Tensor | None) -> Tensor:
     """What a PyTorch user writes, in the dtypes that come in; ``eps`` is the noise where the op draws some."""
     t: dict[str, Any] = _arguments(case, inputs)
-    x, sigma = t.get("x", t.get("x0")), t["sigma"]
+    x, sigma = t["x0" if case.op == "renoise" else "x"], t["sigma"]
     if isinstance(sigma, Tensor) and sigma.shape != x.shape:
         sigma = sigma.view(-1, *[1] * (x.dim() - 1))
     if case.op == "renoise":
@@ -161,7 +163,9 @@ def judge(
         return outcomes
     generator = torch.Generator().manual_seed(case.random + 1)
     upstream = torch.randn(case.shape, generator=generator).to(case.dtype).to(device)
-    gradients, usuals, rights = (_gradients(y, t, upstream) for y, t in ((ours, inputs), (usual, inputs), (right, wide)))
+    gradients, usuals, rights = (
+        _gradients(y, t, upstream) for y, t in ((ours, inputs), (usual, inputs), (right, wide))
+    )
     for name, gradient in gradients.items():
         owner = inputs[name]
         if gradient.dtype != owner.dtype or gradient.shape != owner.shape:

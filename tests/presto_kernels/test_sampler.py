@@ -145,7 +145,8 @@ def test_the_gradient_may_come_in_any_layout(backend):
             y = run(case, inputs)
             permuted = torch.ones(2, 24, 9).transpose(1, 2)
             for upstream in (torch.ones_like(y), permuted):
-                for a, b in zip(got, torch.autograd.grad(y, list(inputs.values()), upstream, retain_graph=True)):
+                gradients = torch.autograd.grad(y, list(inputs.values()), upstream, retain_graph=True)
+                for a, b in zip(got, gradients, strict=True):
                     torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-5)
 
 

@@ -1,7 +1,7 @@
 """The operator boundary of the sampler family; formulas: :mod:`presto_kernels.ops.sampler.reference`.
 
-``presto_kernels::edm_denoise`` and ``renoise`` are implemented by the C++ library on CPU and CUDA tensors, ``..._triton``
-by the Triton kernels, with one schema and one fake.
+``presto_kernels::edm_denoise`` and ``renoise`` are implemented by the C++ library on CPU and CUDA tensors,
+``..._triton`` by the Triton kernels, with one schema and one fake.
 
 edm_denoise           -> c_skip x + c_out F
 edm_denoise_backward  -> (dF, dx, dsigma), dF in the dtype that ``output_dtype`` is the code of; bit i of ``needs`` asks

@@ -103,9 +103,7 @@ def normal(shape: torch.Size, seed: int | Tensor, offset: int | Tensor, device: 
     return torch.stack(parts, dim=-1).flatten(1)[:, : math.prod(shape[1:])].reshape(shape)
 
 
-def renoise(
-    x0: Tensor, sigma: float | Tensor, seed: int | Tensor, offset: int | Tensor, signal: float
-) -> Tensor:
+def renoise(x0: Tensor, sigma: float | Tensor, seed: int | Tensor, offset: int | Tensor, signal: float) -> Tensor:
     """signal x0 + sigma eps, in x0's dtype."""
     tensor = sigma if isinstance(sigma, Tensor) else None
     dtype = _compute_dtype(x0, tensor)

@@ -53,9 +53,8 @@ TO_QUARTER = tl.constexpr(2.0**-22)
 def _addresses(pointer, b, element, batch_stride, row_stride, dim, FLAT: tl.constexpr, VECTOR: tl.constexpr):
     """Where elements of sample b are: 64-bit, so that 2^31 elements are no limit."""
     start = pointer + b.to(tl.int64) * batch_stride
-    if FLAT:
-        at = start + element
-    else:
+    at = start + element
+    if not FLAT:
         at = start + (element // dim) * row_stride + element % dim
     if VECTOR:
         at = tl.multiple_of(at, 16)
@@ -63,9 +62,7 @@ def _addresses(pointer, b, element, batch_stride, row_stride, dim, FLAT: tl.cons
 
 
 @triton.jit
-def _load(
-    pointer, b, element, batch_stride, row_stride, dim, mask, FLAT: tl.constexpr, VECTOR: tl.constexpr
-):
+def _load(pointer, b, element, batch_stride, row_stride, dim, mask, FLAT: tl.constexpr, VECTOR: tl.constexpr):
     at = _addresses(pointer, b, element, batch_stride, row_stride, dim, FLAT, VECTOR)
     return tl.load(at, mask=mask, other=0.0).to(tl.float32)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -70,7 +71,7 @@ def _row_stride(t: Tensor) -> int | None:
     axes = [(size, stride) for size, stride in zip(t.shape[1:-1], t.stride()[1:-1], strict=True) if size != 1]
     if t.dim() == 1 or (t.stride(-1) != 1 and t.shape[-1] != 1):
         return None
-    for (_, outer), (size, inner) in zip(axes, axes[1:], strict=False):
+    for (_, outer), (size, inner) in pairwise(axes):
         if outer != size * inner:
             return None
     return axes[-1][1] if axes else 0
@@ -78,7 +79,9 @@ def _row_stride(t: Tensor) -> int | None:
 
 def _walk(read: dict[str, Tensor | None], written: list[Tensor | None]) -> dict[str, Any]:
     """The kernel's arguments for tensors of one shape: themselves, copied where no walk serves, and how to walk."""
-    tensors = {k: t if t is None or _dense(t) or _row_stride(t) is not None else t.contiguous() for k, t in read.items()}
+    tensors = {
+        k: t if t is None or _dense(t) or _row_stride(t) is not None else t.contiguous() for k, t in read.items()
+    }
     given = [t for t in tensors.values() if t is not None]
     x = given[0]
     flat = all(_dense(t) for t in given)
@@ -140,7 +143,10 @@ def plan_edm_denoise_backward(
     sums = None if dsigma is None else grad.new_empty(grad.shape[0] * _programs(grad), dtype=torch.float32)
     arguments |= {"sigma": sigma, "sigma_stride": sigma.stride(0), "sigma_data": sigma_data, "sigma_min": sigma_min}
     arguments |= {"dmodel_output": dmodel_output, "dx": dx, "sums": sums}
-    return [_launch(triton_jit.edm_denoise_backward, grad, arguments, KNOBS.move_warps), *_plan_sums(sums, dsigma, grad)]
+    return [
+        _launch(triton_jit.edm_denoise_backward, grad, arguments, KNOBS.move_warps),
+        *_plan_sums(sums, dsigma, grad),
+    ]
 
 
 def plan_renoise(

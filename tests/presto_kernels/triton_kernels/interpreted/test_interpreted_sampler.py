@@ -147,10 +147,9 @@ BROKEN = {
     ),
     "sigma of another sample": (
         "edm_denoise",
-        "level = tl.load(sigma + b * sigma_stride).to(tl.float32)\n    c_skip, c_out = _edm_coefficients(level, sigma_data,"
-        " sigma_min)\n    _store(out,",
-        "level = tl.load(sigma).to(tl.float32)\n    c_skip, c_out = _edm_coefficients(level, sigma_data,"
-        " sigma_min)\n    _store(out,",
+        "_store(out, b, element, tl.fma(update, c_out, c_skip * value)",
+        "c_skip, c_out = _edm_coefficients(tl.load(sigma).to(tl.float32), sigma_data, sigma_min)\n"
+        "    _store(out, b, element, tl.fma(update, c_out, c_skip * value)",
         DENOISE,
     ),
     "slope of c_out forgets sigma_min": (
