@@ -206,12 +206,7 @@ class Variant:
 
 
 # ``presto_kernels.testing.aot_<family>.variants()`` gives a family's Triton launches.
-FAMILIES = ("modulation", "rotary")
-FAMILIES = ("modulation", "activation")
-_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-FAMILIES = ("modulation", "sampler")
-_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int64: "i64"}
-FAMILIES = ("attention", "modulation")
+FAMILIES = ("modulation", "rotary", "activation", "sampler", "attention")
 _NAMES = {
     torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64",
 }  # fmt: skip

@@ -76,7 +76,7 @@ def _rows(pointer, first, n, row_stride, cols, limit, D: tl.constexpr, MASKED: t
         at = tl.multiple_of(at, [1, 16])
     if MASKED:
         return tl.load(at, mask=((first + n) < limit)[:, None] & (cols < D)[None, :], other=0.0)
-    if D == cols.shape[0]:
+    if cols.shape[0] == D:
         return tl.load(at)
     return tl.load(at, mask=(cols < D)[None, :], other=0.0)
 

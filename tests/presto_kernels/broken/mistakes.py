@@ -17,6 +17,8 @@ MISTAKES: dict[str, dict[str, tuple[str, str]]] = {
         "qk_norm_rope: the gradient forgets how the scale depends on x": (
             "splat(-along[k] * stats.reach[k])",
             "splat(0.f)",
+        ),
+    },
     "cpu/sampler_kernels.h": {
         "edm_denoise: c_skip forgets sigma_min": (
             "return {square / (r * r + square), args.sigma_data * r",
@@ -31,6 +33,8 @@ MISTAKES: dict[str, dict[str, tuple[str, str]]] = {
         "renoise: the pair of an angle is exchanged": (
             "return {radius * cosine, radius * sine};",
             "return {radius * sine, radius * cosine};",
+        ),
+    },
     "cpu/attention_forward.h": {
         "attention: a greater score does not shrink what was summed before it": (
             "change[r] = before == -infinity() ? before : (before - now) * scale_;",
@@ -42,6 +46,7 @@ MISTAKES: dict[str, dict[str, tuple[str, str]]] = {
             "load(dk + r * dim_ + d, w) * splat(a_.scale)",
             "load(dk + r * dim_ + d, w)",
         ),
+    },
     "cpu/activation_kernels.h": {
         "swiglu: the slope of SiLU lacks its second term": ("s * fma(gate, splat(1.f) - s, splat(1.f))", "s"),
         "geglu: the root of 2 is forgotten": (
