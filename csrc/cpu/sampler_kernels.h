@@ -3,11 +3,11 @@
 // A sample is walked chunk by chunk; within a chunk as far as its rows lie dense, so a dense sample is one run.  The
 // noise of a piece of a chunk is drawn into L1 and used there.
 //
-// Bytes: edm_denoise 3 tensors (2 read, 1 written), its backward 2 (grad, and dF or dx), 4 more reads for dsigma out of
-// L1; renoise 2 tensors, its backward 1.  edm_denoise is bound by them, renoise by its arithmetic: 19 integer
-// operations for a word, about 12 for the rest of a normal.  Rounded: each result once.
+// Bytes: edm_denoise 3 tensors (2 read, 1 written), its backward 2 (grad, and dF or dx; the second of them finds grad
+// in L1) and 2 more for dsigma; renoise 2, its backward 1.  edm_denoise is bound by them, renoise by its arithmetic: a
+// vector of normals takes 32 operations for its words and some 30 for the rest.  Rounded: each result once.
 #pragma once
-#include "normal.h"
+#include "noise.h"
 #include "sampler.h"
 #include "scratch.h"
 

@@ -11,8 +11,9 @@
 //
 // dsigma: a block's sum goes to the workspace, and sample_sums adds those of a sample in a fixed order.
 //
-// Bytes per element of s bytes: edm_denoise 3 s, its backward 2 s to 5 s; renoise 2 s, its backward s.  renoise spends
-// about 60 integer and 45 other instructions on each 2 elements, which a memory of 4.8 TB/s does not quite hide.
+// Bytes per element of s bytes: edm_denoise 3 s, its backward 2 s to 5 s; renoise 2 s, its backward s.  renoise is 88
+// instructions an element of fp32 and 75 of a half (sm_90, counted): issued at their full rate on 132 multiprocessors
+// that is 1.7 times what the 8 bytes take at 4.8 TB/s.  Latents are a few hundred kilobytes and either is under 1 us.
 // Rounded: each result once.
 #include "launch.cuh"
 #include "reduce.cuh"

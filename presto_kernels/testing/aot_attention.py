@@ -13,7 +13,7 @@ from presto_kernels.testing.aot import Variant
 
 @dataclass(frozen=True)
 class Call:
-    """One call.  ``lengths``: the dtype of key_lengths, None where there are none.  ``fused``: with QK-norm and rotary."""
+    """One call.  ``lengths``: the dtype of key_lengths or None; ``fused``: with QK-norm and rotary in it."""
 
     variant: str
     dim: int = 64

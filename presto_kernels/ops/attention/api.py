@@ -201,18 +201,20 @@ def _check_window(op: str, window: object, queries: int, keys: int) -> tuple[int
 
 
 def _limits(backend: str, tensors: backends.Tensors, options: tuple[int, int, float]) -> str | None:
+    q, k, v, key_lengths = tensors
+    assert q is not None and k is not None and v is not None
     if backend == "triton":
         from presto_kernels.ops.attention import triton_kernels
 
-        return triton_kernels.limits(*tensors, *options)  # type: ignore[arg-type]
+        return triton_kernels.limits(q, k, v, key_lengths, *options)
     if backend == "sdpa":
         from presto_kernels.ops.attention import sdpa
 
-        return sdpa.limits(*tensors, *options)  # type: ignore[arg-type]
+        return sdpa.limits(q, k, v, key_lengths, *options)
     if backend == "flash":
         from presto_kernels.ops.attention import flash
 
-        return flash.limits(*tensors, *options)  # type: ignore[arg-type]
+        return flash.limits(q, k, v, key_lengths, *options)
     return None
 
 

@@ -9,11 +9,11 @@ and backward, with D_i = out_i . grad_out_i:
     dv_j = sum_i p_ij grad_out_i              ds_ij = p_ij (grad_out_i . v_j - D_i)
     dq_i = scale sum_j ds_ij k_j              dk_j = scale sum_i ds_ij q_i        (sums over the group's heads too)
 
-Shapes: q, out ``[B, Nq, H, Dh]``, k, v ``[B, Nk, Hkv, Dh]``, lse and D fp32 ``[B, H, Nq]``; innermost stride 1.  A key is
-seen where j < key_lengths[b], clamped to [0, Nk], and i - left <= j <= i + right (-1: unbounded).
+Shapes: q, out ``[B, Nq, H, Dh]``, k, v ``[B, Nk, Hkv, Dh]``, lse and D fp32 ``[B, H, Nq]``; innermost stride 1.  A key
+is seen where j < key_lengths[b], clamped to [0, Nk], and i - left <= j <= i + right (-1: unbounded).
 
 Rounded: p and ds to the dtype of q before they are multiplied (as every flash attention does), out and the gradients
-once at the end.  Scores, maxima, sums and accumulators are fp32; fp32 inputs are multiplied as three TF32 products each,
+once at the end.  Scores, maxima, sums and accumulators are fp32; fp32 inputs are multiplied as three TF32 products,
 which is as good as fp32.  Exponentials are of base 2, with scale log2(e) multiplied into the scores.
 
 One program has a block of queries (forward, dq) or of keys (dk and dv, whose loop goes over the group's heads in
@@ -56,7 +56,7 @@ def _dot(a, b, PRECISION: tl.constexpr):
 
 @triton.jit
 def _dot_visible(weights, visible, values, PRECISION: tl.constexpr):
-    """weights @ values, where weights is 0 for what is not visible; what is not finite reaches only rows that see it."""
+    """weights @ values, weights being 0 for what is not visible; what is not finite reaches only rows that see it."""
     wide = values.to(tl.float32)
     wrong = tl.where(tl.abs(wide) < float("inf"), 0, 1)
     total = _dot(weights, tl.where(wrong > 0, 0.0, wide).to(values.dtype), PRECISION)

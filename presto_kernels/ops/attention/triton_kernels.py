@@ -42,39 +42,40 @@ Tiles = tuple[tuple[tuple[int, int], Tile], ...]
 class Knobs:
     """Launch parameters, chosen by counting registers and spills in the compiled code, not by a stopwatch.
 
-    A tile of half precision keeps Hopper's matrix instruction (64 rows to four warps), of fp32 none: three TF32
-    products of 64 rows take the factors split in two, twice in registers.
+    Half precision has the tiles that Hopper's matrix instruction wants (64 rows to four warps) and no spill there; with
+    a window or at 128 sm_80 spills up to 72 bytes a thread of them.  fp32 has small ones, without a spill anywhere:
+    three TF32 products take both factors split in two, and in registers.
     """
 
-    # 164 registers at a head dim of 64 and 214 at 128, with a window 229 and 251; 4 warps took 254.
+    # sm_90: 164 registers at a head dim of 64 and 214 at 128, with a window 229 and 251; 4 warps took 254.
     forward: Tiles = (
         ((2, 64), Tile(128, 64, 8, 3)),
         ((2, 128), Tile(128, 64, 8, 2)),
-        ((4, 64), Tile(64, 32, 4, 2)),
+        ((4, 64), Tile(32, 32, 4, 2)),
         ((4, 128), Tile(16, 32, 4, 1)),
     )
-    # Norming a block of keys takes registers on top, and its loads go through them.
+    # sm_90: 226 registers at 64, 223 at 128: norming a block of keys takes some, and its loads go through them.
     qk_norm_rope: Tiles = (
         ((2, 64), Tile(128, 64, 8, 2)),
         ((2, 128), Tile(64, 32, 8, 2)),
         ((4, 64), Tile(32, 32, 4, 1)),
         ((4, 128), Tile(16, 16, 4, 1)),
     )
-    # 154 registers at 64 and 162 at 128, with a window 204 and 227.
+    # sm_90: 154 registers at 64 and 162 at 128, with a window 204 and 227.
     dq: Tiles = (
         ((2, 64), Tile(128, 64, 8, 2)),
         ((2, 128), Tile(128, 32, 8, 2)),
-        ((4, 64), Tile(64, 32, 4, 2)),
+        ((4, 64), Tile(16, 32, 4, 1)),
         ((4, 128), Tile(16, 16, 4, 1)),
     )
-    # Two accumulators: 254 registers at 64.
+    # sm_90, two accumulators: 255 registers at 64 and 209 at 128, where 64 queries spilled.
     dkdv: Tiles = (
         ((2, 64), Tile(64, 128, 8, 2)),
         ((2, 128), Tile(32, 64, 8, 2)),
         ((4, 64), Tile(16, 32, 8, 1)),
         ((4, 128), Tile(16, 16, 4, 1)),
     )
-    # With a window, whose masks take more of them.
+    # The same with a window, whose masks take registers: 227 and 218, where the tiles above spilled 84 and 148 bytes.
     dkdv_window: Tiles = (
         ((2, 64), Tile(32, 128, 8, 3)),
         ((2, 128), Tile(16, 32, 4, 2)),

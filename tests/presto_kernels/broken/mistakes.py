@@ -29,7 +29,7 @@ MISTAKES: dict[str, dict[str, tuple[str, str]]] = {
             "total.add_product(chain, load_pair(grad + j, w, Natural{}), Pair{} - load_pair(eps + j, w, Natural{}))",
         ),
     },
-    "cpu/normal.h": {
+    "cpu/noise.h": {
         "renoise: the pair of an angle is exchanged": (
             "return {radius * cosine, radius * sine};",
             "return {radius * sine, radius * cosine};",

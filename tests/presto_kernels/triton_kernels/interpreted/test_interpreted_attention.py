@@ -44,10 +44,10 @@ def shortened(case: Case) -> Case:
 
 
 def chosen() -> list[Case]:
-    """bf16 rounds most: all of that, and a few of the rest."""
+    """Every other case of bf16, which rounds most, and a few of the rest; masks in small blocks follow below."""
     every = [shortened(case) for case in cases()]
     half = [case for case in every if case.dtype == torch.bfloat16]
-    return [*half, *[case for case in every if case not in half][::8]]
+    return [*half[::2], *[case for case in every if case not in half][1::10]]
 
 
 @pytest.mark.parametrize("case", chosen(), ids=str)
@@ -71,7 +71,7 @@ def test_several_blocks(case, small_tiles):
     check(judge(case))
 
 
-@settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     st.builds(
         Case,

@@ -1,4 +1,4 @@
-// Standard normals of a counter, for one instruction set; words and polynomials stand in ../normal.h.
+// Standard normals of a counter, for one instruction set; words and polynomials stand in csrc/normal.h.
 //
 // kLanes counters at a time.  A counter's word lives in the low half of a 64-bit lane, so that one multiplication gives
 // both halves of the product where they are needed: the high half after a shift, the low half as it is, because what
@@ -6,7 +6,7 @@
 // The lanes are dealt out so that the four words of a counter come to lie next to one another after a transposition
 // within each 128 bits: lane 4 l + j holds counter kLanes / 4 * j + l.
 #pragma once
-#include "../normal.h"
+#include "normal.h"
 #include "simd.h"
 
 namespace presto::cpu::PRESTO_ISA {
