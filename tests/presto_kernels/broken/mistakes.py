@@ -9,11 +9,13 @@ MISTAKES: dict[str, dict[str, tuple[str, str]]] = {
         "gated_residual: the gradient of the branch forgets the gate": ("v * load_pair(gate + i)", "v"),
         "gated_residual_adaln: the norm is taken of x instead of x'": ("x = kept;", ""),
     },
-    "cpu/rotary_kernels.h": {
-        "qk_norm_rope: a head in registers is turned by its neighbour's cosine": (
-            "store(own + h + i, w2 * c, width);",
-            "store(own + h + i, w2 * load(cos + (i ^ 1), width), width);",
+    "cpu/rotary_token.h": {
+        "qk_norm_rope: the second half is turned the wrong way": (
+            "store(other + h + i, w1 * s, width);",
+            "store(other + h + i, zero() - w1 * s, width);",
         ),
+    },
+    "cpu/rotary_backward.h": {
         "qk_norm_rope: the gradient forgets how the scale depends on x": (
             "splat(-along[k] * stats.reach[k])",
             "splat(0.f)",
