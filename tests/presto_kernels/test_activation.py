@@ -36,8 +36,8 @@ def test_error_is_at_most_twice_that_of_pytorch(case, backend):
         check(judge(case))
 
 
-# Results of 2 MiB and more: of the gated ones they are streamed past the cache, from a whole line on, in rows that begin
-# on one and rows that do not; snake's rows are cut into pieces.
+# Results of 2 MiB and more: the gated ones are streamed past the cache, from a whole line on, in rows that begin on one
+# and rows that do not; snake's rows are cut into pieces.
 LARGE = [
     Case(op, batch=1, rows=rows, dim=dim, dtype=dtype, x_layout=layout)
     for dtype in (torch.float32, torch.bfloat16)
