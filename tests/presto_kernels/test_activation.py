@@ -36,8 +36,8 @@ def test_error_is_at_most_twice_that_of_pytorch(case, backend):
         check(judge(case))
 
 
-# Results of 2 MiB and more are streamed past the cache, from a whole line on: rows that begin on one, and rows that do
-# not.
+# Results of 2 MiB and more: the gated ones are streamed past the cache, from a whole line on, in rows that begin on one
+# and rows that do not; snake's rows are cut into pieces.
 LARGE = [
     Case(op, batch=1, rows=rows, dim=dim, dtype=dtype, x_layout=layout)
     for dtype in (torch.float32, torch.bfloat16)
@@ -69,7 +69,7 @@ def test_every_instruction_set(instruction_set):
 
 @needs_cpu
 @pytest.mark.parametrize("case", LARGE, ids=label)
-def test_results_that_are_streamed(case):
+def test_large_results(case):
     with presto_kernels.use_backend("cpu"):
         check(judge(case))
 

@@ -13,12 +13,18 @@ void map(const float* in, float* out, int64_t n, Function function) {
 }  // namespace
 
 extern "C" {
-void map_exp(const float* in, float* out, int64_t n) { map(in, out, n, [](Vec x) PRESTO_INLINE { return exp(x); }); }
+void map_exp(const float* in, float* out, int64_t n) {
+  map(in, out, n, [](Vec x) PRESTO_INLINE { return exp(x); });
+}
 void map_sigmoid(const float* in, float* out, int64_t n) {
   map(in, out, n, [](Vec x) PRESTO_INLINE { return sigmoid(x); });
 }
-void map_erf(const float* in, float* out, int64_t n) { map(in, out, n, [](Vec x) PRESTO_INLINE { return erf(x); }); }
-void map_sin(const float* in, float* out, int64_t n) { map(in, out, n, [](Vec x) PRESTO_INLINE { return sin(x); }); }
+void map_erf(const float* in, float* out, int64_t n) {
+  map(in, out, n, [](Vec x) PRESTO_INLINE { return erf(x); });
+}
+void map_sin(const float* in, float* out, int64_t n) {
+  map(in, out, n, [](Vec x) PRESTO_INLINE { return sin(x); });
+}
 void map_sin_of_both(const float* in, float* out, int64_t n) {
   map(in, out, n, [](Vec x) PRESTO_INLINE { return sin_cos(x).sin; });
 }
