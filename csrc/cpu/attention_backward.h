@@ -190,9 +190,7 @@ class Backward {
           return select(Lanes{tile.seen[row + r].from - lane, tile.seen[row + r].to - lane}, x, zero());
         };
         Vec x[kRows][V];
-        for (int r = 0; r < kRows; ++r)
-          for (int i = 0; i < V; ++i) x[r][i] = zero();
-        multiply<C>(k_rows_ + row * row_, row_, q_lanes_ + (at + v) * lanes_, kLanes, lanes_, words_, x);
+        multiply_exponents<C>(k_rows_ + row * row_, row_, q_lanes_ + (at + v) * lanes_, kLanes, lanes_, words_, x);
         for (int r = 0; r < kRows; ++r) {
           for (int i = 0; i < V; ++i) {
             x[r][i] = visible(r, i, power<C>(fma(x[r][i], factor, load(shift + i * kLanes, All{}))));

@@ -173,9 +173,7 @@ class Forward {
     by_vectors(vectors, [&](int64_t v, auto count) PRESTO_INLINE {
       constexpr int V = decltype(count)::value;
       Vec sums[kRows][V];
-      for (int r = 0; r < kRows; ++r)
-        for (int i = 0; i < V; ++i) sums[r][i] = zero();
-      multiply<C>(q, q_row_, keys + v * key_lanes_, kLanes, key_lanes_, words_, sums);
+      multiply_exponents<C>(q, q_row_, keys + v * key_lanes_, kLanes, key_lanes_, words_, sums);
       for (int r = 0; r < kRows; ++r) {
         Vec most = greatest_[r];
         for (int i = 0; i < V; ++i) {
