@@ -186,8 +186,7 @@ class Backward {
       for (int64_t row = 0; row < tile.rows; row += kRows) {
         const auto visible = [&](int r, int i, Vec x) PRESTO_INLINE {
           if (!kEdge) return x;
-          const int64_t lane = (v + i) * kLanes;
-          return select(Lanes{tile.seen[row + r].from - lane, tile.seen[row + r].to - lane}, x, zero());
+          return within(tile.seen[row + r], (v + i) * kLanes, x, zero());
         };
         Vec x[kRows][V];
         multiply_exponents<C>(k_rows_ + row * row_, row_, q_lanes_ + (at + v) * lanes_, kLanes, lanes_, words_, x);
