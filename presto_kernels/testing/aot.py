@@ -206,8 +206,10 @@ class Variant:
 
 
 # ``presto_kernels.testing.aot_<family>.variants()`` gives a family's Triton launches.
-FAMILIES = ("modulation",)
-_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+FAMILIES = ("attention", "modulation")
+_NAMES = {
+    torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32", torch.int64: "i64",
+}  # fmt: skip
 
 
 def signature(launch: Any) -> tuple[dict[str, str], dict[str, Any]]:

@@ -12,7 +12,7 @@ compiled_only = pytest.mark.skipif(not _library.has_cpu_kernels, reason=f"no CPU
 
 def test_every_op_names_its_implementations():
     available = presto_kernels.available_backends()
-    assert set(available) == {"adaln_modulate", "gated_residual", "gated_residual_adaln"}
+    assert set(available) == {"adaln_modulate", "attention", "gated_residual", "gated_residual_adaln"}
     assert all(names[-1] == "reference" for names in available.values())
 
 

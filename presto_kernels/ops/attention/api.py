@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from presto_kernels import backends
+from presto_kernels import backends, tuned
 from presto_kernels.ops.attention import operators
 from presto_kernels.ops.checks import check_tensor, refuse_transforms, wants_gradient
 
@@ -61,8 +61,64 @@ def attention(
 
         return flash.attention(q, k, v, key_lengths, left, right, scale)
     if wants_gradient(tensors):
+        if torch.compiler.is_compiling():  # which takes no tensor twice, as when k is v
+            k, v = k.view_as(k), v.view_as(v)
         return _Attention.apply((backend, left, right, scale), q, k, v, key_lengths)
     return operators.forward_operator(backend)(q, k, v, key_lengths, left, right, scale)[0]
+
+
+def qk_norm_rope_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    *,
+    q_weight: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    eps: float = 1e-6,
+    key_lengths: Tensor | None = None,
+    window: tuple[int, int] | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """``attention`` of ``qk_norm_rope(q, k, cos, sin, q_weight=..., k_weight=..., norm="rms")``.
+
+    Arguments, result and errors as those two have them.  One kernel does both where measurements shipped with the
+    package say that it is faster, no gradient is wanted and no implementation is forced; otherwise each op goes its own
+    way.
+    """
+    tensors, options = _check(q, k, v, key_lengths=key_lengths, window=window, scale=scale)
+    if _fused_is_faster(tensors, options, cos, sin, q_weight, k_weight):
+        return operators.qk_norm_rope_operator()(q, k, v, cos, sin, q_weight, k_weight, eps, key_lengths, *options)
+    from presto_kernels.ops.rotary.api import qk_norm_rope
+
+    q, k = qk_norm_rope(q, k, cos, sin, q_weight=q_weight, k_weight=k_weight, norm="rms", eps=eps)
+    return attention(q, k, v, key_lengths=key_lengths, window=window, scale=scale)
+
+
+def _fused_is_faster(tensors: backends.Tensors, options, cos, sin, q_weight, k_weight) -> bool:
+    """Whether the one kernel can take this call and was measured to be faster on this device."""
+    q, k = tensors[:2]
+    assert q is not None and k is not None
+    if not q.is_cuda or not backends.TRITON_INSTALLED or backends._forced_for(_ATTENTION) is not None:
+        return False
+    if wants_gradient((*tensors, q_weight, k_weight)) or q.dtype == torch.float64:
+        return False
+    # Anything unusual is for qk_norm_rope to take or refuse.
+    if any(w is not None and w.shape != q.shape[3:] for w in (q_weight, k_weight)):
+        return False
+    if (cos is None) != (sin is None):
+        return False
+    if cos is not None:
+        if q.shape[1] != k.shape[1] or not 0 < 2 * cos.shape[-1] <= q.shape[3]:
+            return False
+        if any(t.dtype != torch.float32 or t.shape != (q.shape[1], cos.shape[-1]) for t in (cos, sin)):
+            return False
+    kind, size = _bucket(tensors, options)
+    measured = tuned.lookup(
+        "qk_norm_rope_attention", q.device, q.dtype, kind, None if torch.compiler.is_compiling() else size
+    )
+    return measured is not None and measured[0][0] == "fused" and _limits("triton", tensors, options) is None
 
 
 class _Attention(torch.autograd.Function):
@@ -145,18 +201,20 @@ def _check_window(op: str, window: object, queries: int, keys: int) -> tuple[int
 
 
 def _limits(backend: str, tensors: backends.Tensors, options: tuple[int, int, float]) -> str | None:
+    q, k, v, key_lengths = tensors
+    assert q is not None and k is not None and v is not None
     if backend == "triton":
         from presto_kernels.ops.attention import triton_kernels
 
-        return triton_kernels.limits(*tensors, *options)  # type: ignore[arg-type]
+        return triton_kernels.limits(q, k, v, key_lengths, *options)
     if backend == "sdpa":
         from presto_kernels.ops.attention import sdpa
 
-        return sdpa.limits(*tensors, *options)  # type: ignore[arg-type]
+        return sdpa.limits(q, k, v, key_lengths, *options)
     if backend == "flash":
         from presto_kernels.ops.attention import flash
 
-        return flash.limits(*tensors, *options)  # type: ignore[arg-type]
+        return flash.limits(q, k, v, key_lengths, *options)
     return None
 
 
