@@ -186,13 +186,10 @@ class Backward {
       for (int64_t row = 0; row < tile.rows; row += kRows) {
         const auto visible = [&](int r, int i, Vec x) PRESTO_INLINE {
           if (!kEdge) return x;
-          const int64_t lane = (v + i) * kLanes;
-          return select(Lanes{tile.seen[row + r].from - lane, tile.seen[row + r].to - lane}, x, zero());
+          return within(tile.seen[row + r], (v + i) * kLanes, x, zero());
         };
         Vec x[kRows][V];
-        for (int r = 0; r < kRows; ++r)
-          for (int i = 0; i < V; ++i) x[r][i] = zero();
-        multiply<C>(k_rows_ + row * row_, row_, q_lanes_ + (at + v) * lanes_, kLanes, lanes_, words_, x);
+        multiply_exponents<C>(k_rows_ + row * row_, row_, q_lanes_ + (at + v) * lanes_, kLanes, lanes_, words_, x);
         for (int r = 0; r < kRows; ++r) {
           for (int i = 0; i < V; ++i) {
             x[r][i] = visible(r, i, power<C>(fma(x[r][i], factor, load(shift + i * kLanes, All{}))));

@@ -113,6 +113,8 @@ class Forward {
     const int64_t first_block = first_ + (visible.first_key(begin) - first_) / kLanes * kLanes;
     for (int64_t block = first_block; block < last_key; block += kBlockKeys)
       for (int64_t p = 0; p < panels; ++p) {
+        if (block == first_block && !window_)  // the rows that come next, a few at a time
+          prefetch(q, rows + p * kRows, least(rows + (p + 1) * kRows, a_.queries - begin), a_.dim);
         Panel panel;
         panel.row = p * kRows;
         for (int64_t r = 0; r < kRows; ++r) {
@@ -173,9 +175,7 @@ class Forward {
     by_vectors(vectors, [&](int64_t v, auto count) PRESTO_INLINE {
       constexpr int V = decltype(count)::value;
       Vec sums[kRows][V];
-      for (int r = 0; r < kRows; ++r)
-        for (int i = 0; i < V; ++i) sums[r][i] = zero();
-      multiply<C>(q, q_row_, keys + v * key_lanes_, kLanes, key_lanes_, words_, sums);
+      multiply_exponents<C>(q, q_row_, keys + v * key_lanes_, kLanes, key_lanes_, words_, sums);
       for (int r = 0; r < kRows; ++r) {
         Vec most = greatest_[r];
         for (int i = 0; i < V; ++i) {
@@ -198,10 +198,8 @@ class Forward {
       Vec most = greatest_[r];
       if (kEdge) {
         most = splat(-infinity());
-        for (int64_t v = 0; v < vectors; ++v) {
-          const Lanes lanes = {seen.from - v * kLanes, seen.to - v * kLanes};
-          most = greater(select(lanes, load(s + v * kLanes, All{}), splat(-infinity())), most);
-        }
+        for (int64_t v = 0; v < vectors; ++v)
+          most = greater(within(seen, v * kLanes, load(s + v * kLanes, All{}), splat(-infinity())), most);
       }
       const float before = maxima_[panel.row + r], found = greatest(most), now = found > before ? found : before;
       maxima_[panel.row + r] = now;
@@ -216,7 +214,7 @@ class Forward {
       const Vec factor = splat(scale_ * kUnit<C>), offset = splat(-base[r] * kUnit<C>);
       const auto weight_of = [&](int64_t v) PRESTO_INLINE {
         const Vec p = power<C>(fma(load(s + v * kLanes, All{}), factor, offset));
-        return kEdge ? select(Lanes{seen.from - v * kLanes, seen.to - v * kLanes}, p, zero()) : p;
+        return kEdge ? within(seen, v * kLanes, p, zero()) : p;
       };
       Vec total = zero(), other = zero();
       int64_t v = 0;

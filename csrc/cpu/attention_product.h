@@ -57,6 +57,38 @@ inline PRESTO_INLINE void multiply(const float* a, int64_t a_row, const float* b
   }
 }
 
+// The same from zero, for sums that become exponents.  In fp32 one long chain of roundings is cut into parts: at 128
+// steps a chain errs twice as much as the products PyTorch uses for small matrices do, and parts of 32 as little.
+constexpr int64_t kPart = 32;
+template <class C, int R, int V>
+inline PRESTO_INLINE void multiply_exponents(const float* a, int64_t a_row, const float* b, int64_t b_step,
+                                             int64_t b_vector, int64_t steps, Vec (&sums)[R][V]) {
+  const auto clear = [&]() PRESTO_INLINE {
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < V; ++v) sums[r][v] = zero();
+  };
+  clear();
+  if constexpr (kPerWord<C> == 1) {
+    if (steps > kPart) {
+      alignas(64) float parts[R * V * kLanes] = {};
+      for (; steps > kPart; steps -= kPart, a += kPart, b += kPart * b_step) {
+        multiply<C>(a, a_row, b, b_step, b_vector, kPart, sums);
+        for (int r = 0; r < R; ++r)
+          for (int v = 0; v < V; ++v) {
+            float* part = parts + (r * V + v) * kLanes;
+            store(part, load(part, All{}) + sums[r][v], All{});
+          }
+        clear();
+      }
+      multiply<C>(a, a_row, b, b_step, b_vector, steps, sums);
+      for (int r = 0; r < R; ++r)
+        for (int v = 0; v < V; ++v) sums[r][v] += load(parts + (r * V + v) * kLanes, All{});
+      return;
+    }
+  }
+  multiply<C>(a, a_row, b, b_step, b_vector, steps, sums);
+}
+
 template <int N>
 struct Count {
   static constexpr int value = N;

@@ -13,6 +13,9 @@ struct Lanes {
   int64_t from, to;
 };
 
+// Whether all lanes of the vector that begins at `at` are in.
+inline bool all_of(Lanes l, int64_t at) { return l.from <= at && l.to >= at + kLanes; }
+
 #if defined(__AVX512F__)
 inline Vec whole(Vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline Vec times_power(Vec a, Vec whole) { return _mm512_scalef_ps(a, whole); }
@@ -77,6 +80,11 @@ inline PRESTO_INLINE Vec power(Vec x) {
     p = fma(p, r, splat(0.4999999403953552f));
     return times_power(fma(fma(p, r, splat(1.f)), r, splat(1.f)), n);
   }
+}
+
+// What lies in the lanes of `x`, the vector that begins at `at`, and `outside` beside them.
+inline PRESTO_INLINE Vec within(Lanes l, int64_t at, Vec x, Vec outside) {
+  return all_of(l, at) ? x : select(Lanes{l.from - at, l.to - at}, x, outside);
 }
 
 // Which keys query i sees: [first(i), end(i)); and which queries see key j.  Both are empty where end <= first.
