@@ -43,8 +43,8 @@ class Knobs:
     """Launch parameters, chosen by counting registers and spills in the compiled code, not by a stopwatch.
 
     Half precision has the tiles that Hopper's matrix instruction wants (64 rows to four warps) and no spill there; with
-    a window or at 128 sm_80 spills up to 72 bytes a thread of them.  fp32 has small ones, without a spill anywhere:
-    three TF32 products take both factors split in two, and in registers.
+    a window or at 128 sm_80 spills up to 72 bytes a thread, and sm_100 36 forward with both.  fp32 has small ones: three
+    TF32 products take both factors split in two, and in registers.
     """
 
     # sm_90: 164 registers at a head dim of 64 and 214 at 128, with a window 229 and 251; 4 warps took 254.
