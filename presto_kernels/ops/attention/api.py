@@ -102,9 +102,11 @@ def _fused_is_faster(tensors: backends.Tensors, options, cos, sin, q_weight, k_w
     assert q is not None and k is not None
     if not q.is_cuda or not backends.TRITON_INSTALLED or backends._forced_for(_ATTENTION) is not None:
         return False
-    if wants_gradient((*tensors, q_weight, k_weight)) or q.dtype == torch.float64:
+    if wants_gradient((*tensors, cos, sin, q_weight, k_weight)) or q.dtype == torch.float64:
         return False
     # Anything unusual is for qk_norm_rope to take or refuse.
+    if any(t is not None and t.device != q.device for t in (cos, sin, q_weight, k_weight)):
+        return False
     if any(w is not None and w.shape != q.shape[3:] for w in (q_weight, k_weight)):
         return False
     if (cos is None) != (sin is None):

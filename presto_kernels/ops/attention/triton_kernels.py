@@ -43,7 +43,7 @@ class Knobs:
     """Launch parameters, chosen by counting registers and spills in the compiled code, not by a stopwatch.
 
     Half precision has the tiles that Hopper's matrix instruction wants (64 rows to four warps) and no spill there; with
-    a window or at 128 sm_80 spills up to 72 bytes a thread of them.  fp32 has small ones, without a spill anywhere:
+    a window or at 128 sm_80 spills up to 72 bytes a thread, and sm_100 36 forward with both.  fp32 has small ones:
     three TF32 products take both factors split in two, and in registers.
     """
 
@@ -149,9 +149,10 @@ def _tile(knobs: Tiles, q: Tensor) -> tuple[Tile, dict[str, Any]]:
     return tile, constants | {"PRECISION": "tf32x3" if q.dtype == torch.float32 else "tf32"}
 
 
-def _mask(left: int, right: int) -> dict[str, Any]:
+def _mask(key_lengths: Tensor | None, left: int, right: int) -> dict[str, Any]:
     """A window wider than any sequence hides nothing, and fits 32 bits."""
     return {
+        "key_lengths": None if key_lengths is None else key_lengths.contiguous(),
         "left": min(left, MAX_TOKENS),
         "right": min(right, MAX_TOKENS),
         "WINDOW": left >= 0 or right >= 0,
@@ -174,8 +175,8 @@ def plan_forward(
     q, k, v = map(_readable, (q, k, v))
     batch, queries, heads, _ = q.shape
     tile, constants = _tile(KNOBS.forward, q)
-    arguments = _arguments({"q": q, "k": k, "v": v}) | constants | _mask(left, right)
-    arguments |= {"key_lengths": key_lengths, "out": out, "lse": lse, "scale": scale, "VECTOR": _vector(q, k, v)}
+    arguments = _arguments({"q": q, "k": k, "v": v}) | constants | _mask(key_lengths, left, right)
+    arguments |= {"out": out, "lse": lse, "scale": scale, "VECTOR": _vector(q, k, v)}
     arguments |= {"queries": queries, "keys": k.shape[1], "heads": heads, "group": heads // k.shape[2]}
     grid = (triton.cdiv(queries, tile.queries) * batch * heads,)
     return Launch(attention_forward, grid, arguments, tile.warps, num_stages=tile.stages)
@@ -201,8 +202,8 @@ def plan_qk_norm_rope(
     q, k, v = map(_readable, (q, k, v))
     batch, queries, heads, _ = q.shape
     tile, constants = _tile(KNOBS.qk_norm_rope, q)
-    arguments = _arguments({"q": q, "k": k, "v": v}) | constants | _mask(left, right)
-    arguments |= {"key_lengths": key_lengths, "out": out, "scale": scale, "eps": eps}
+    arguments = _arguments({"q": q, "k": k, "v": v}) | constants | _mask(key_lengths, left, right)
+    arguments |= {"out": out, "scale": scale, "eps": eps}
     arguments |= {"queries": queries, "keys": k.shape[1], "heads": heads, "group": heads // k.shape[2]}
     small = {"cos": cos, "sin": sin, "q_weight": q_weight, "k_weight": k_weight}
     small = {name: None if t is None else t.contiguous() for name, t in small.items()}
@@ -241,8 +242,8 @@ def plan_backward(
     arguments |= {"VECTOR": vector}
     launches = [Launch(attention_delta, (triton.cdiv(rows, KNOBS.delta_rows),), arguments, KNOBS.delta_warps)]
 
-    common = grad | _arguments({"q": q, "k": k, "v": v}) | _mask(left, right)
-    common |= {"lse": lse, "delta": delta, "key_lengths": key_lengths, "scale": scale, "VECTOR": vector}
+    common = grad | _arguments({"q": q, "k": k, "v": v}) | _mask(key_lengths, left, right)
+    common |= {"lse": lse, "delta": delta, "scale": scale, "VECTOR": vector}
     common |= {"queries": queries, "keys": keys, "group": heads // kv_heads}
     tile, constants = _tile(KNOBS.dq, q)
     grid = (triton.cdiv(queries, tile.queries) * batch * heads,)

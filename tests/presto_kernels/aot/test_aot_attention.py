@@ -15,8 +15,9 @@ KERNELS = {
 ARCHS = [80, 90, 100]
 # What a block may have: 163 KB on sm_80, 227 KB since; two blocks side by side where half precision has 8 warps.
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-# Bytes a thread, half precision: the tiles are Hopper's.  fp32 spills nowhere.
-SPILLS = {80: 76, 90: 0, 100: 40}
+# Bytes a thread: the tiles are Hopper's, and none spills there.
+SPILLS = {80: 72, 90: 0, 100: 36}
+SPILLS_FP32 = {80: 12, 90: 0, 100: 0}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,9 @@ def test_registers_spills_and_shared_memory(records, arch):
     chosen = [r for r in records if r.arch == arch]
     assert {r.kernel for r in chosen} == KERNELS
     for r in chosen:
-        assert r.spills <= (0 if r.dtype == "fp32" else SPILLS[arch]), r
+        assert r.spills <= (SPILLS_FP32 if r.dtype == "fp32" else SPILLS)[arch], r
+        if r.dtype != "fp32" and "window" not in r.variant and r.variant.endswith("Dh=64"):
+            assert r.spills == 0, r
         assert r.shared <= SHARED[arch] // 2, r
     for r in chosen:
         if r.kernel == "attention_forward" and r.variant == "plain, Dh=64" and r.dtype == "bf16":

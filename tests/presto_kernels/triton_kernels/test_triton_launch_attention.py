@@ -60,6 +60,14 @@ def test_heads_that_are_views_of_a_fused_projection_are_read_where_they_lie():
     assert arguments(inner, k, v)["q"].is_contiguous()
 
 
+def test_key_lengths_are_read_side_by_side():
+    q, lse = torch.empty(2, 8, 1, 16), torch.empty(2, 1, 8)
+    for lengths in (torch.tensor([5, 0, 8, 0])[::2], torch.tensor(5).expand(2)):
+        launch = triton_kernels.plan_forward(q, q, q, lengths, q, lse, left=-1, right=-1, scale=1.0)
+        assert launch.arguments["key_lengths"].stride() == (1,)
+        assert torch.equal(launch.arguments["key_lengths"], lengths)
+
+
 def test_a_window_fits_32_bits_whatever_it_says():
     q, lse = torch.empty(1, 8, 1, 16), torch.empty(1, 1, 8)
     launch = triton_kernels.plan_forward(q, q, q, None, q, lse, left=2**40, right=-1, scale=1.0)
