@@ -15,6 +15,7 @@ from presto_kernels import (
     attention,
     gated_residual_adaln,
     qk_norm_rope,
+    qk_norm_rope_attention,
     swiglu,
 )
 from presto_models.conditioning import Conditioning
@@ -37,10 +38,10 @@ class SelfAttention(nn.Module):
 
     def forward(self, h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """``[B, N, D]`` to ``[B, N, D]``."""
-        # Both ops read the heads at their stride inside the projection: nothing is copied out of it.
+        # The heads are read at their stride inside the projection: nothing is copied out of it.
         q, k, v = self.qkv(h).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
-        q, k = qk_norm_rope(q, k, cos, sin, q_weight=self.q_norm, k_weight=self.k_norm, eps=self.eps)
-        return self.out(attention(q, k, v).flatten(2))
+        y = qk_norm_rope_attention(q, k, v, cos, sin, q_weight=self.q_norm, k_weight=self.k_norm, eps=self.eps)
+        return self.out(y.flatten(2))
 
 
 class CrossAttention(nn.Module):

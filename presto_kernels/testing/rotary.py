@@ -133,8 +133,8 @@ def oracle(case: Case, inputs: dict[str, Tensor | None]) -> tuple[Tensor, ...]:
 
 def run(case: Case, inputs: dict[str, Tensor | None]) -> tuple[Tensor, ...]:
     """The public op; one result where there is no k."""
-    q, k = qk_norm_rope(**inputs, **case.options())  # type: ignore[arg-type]
-    return (q,) if k is None else (q, k)
+    q, k = qk_norm_rope(**inputs, **case.options())  # type: ignore[arg-type, type-var]
+    return (q,) if k is None else (q, k)  # type: ignore[return-value]
 
 
 def gradients(

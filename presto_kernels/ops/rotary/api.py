@@ -5,6 +5,8 @@ See :mod:`presto_kernels.ops.rotary.reference` for the formula in plain PyTorch.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
@@ -12,10 +14,12 @@ from presto_kernels import backends
 from presto_kernels.ops.checks import check_tensor, refuse_transforms, wants_gradient
 from presto_kernels.ops.rotary import operators, reference
 
+_Keys = TypeVar("_Keys", bound="Tensor | None")  # no keys in, none out
+
 
 def qk_norm_rope(
     q: Tensor,
-    k: Tensor | None,
+    k: _Keys,
     cos: Tensor | None,
     sin: Tensor | None,
     *,
@@ -28,7 +32,7 @@ def qk_norm_rope(
     norm: str | None = "rms",
     eps: float = 1e-6,
     interleaved: bool = False,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, _Keys]:
     """Normalise each head of the queries and keys and turn it by its position.
 
         out = rotary(norm(x) * weight + bias)            for x = q and for x = k
@@ -67,7 +71,7 @@ def qk_norm_rope(
     backend = backends.select(_QK_NORM_ROPE, tensors)
     if backend == "reference":
         of_k = (cos, sin) if k_cos is None else (k_cos, k_sin)
-        return (
+        return (  # type: ignore[return-value]
             reference.norm_rope(q, cos, sin, q_weight, q_bias, norm, eps, interleaved),
             None if k is None else reference.norm_rope(k, *of_k, k_weight, k_bias, norm, eps, interleaved),
         )
@@ -76,7 +80,7 @@ def qk_norm_rope(
         q_out, k_out = _QKNormRope.apply(backend, options, *tensors)
     else:
         q_out, k_out = operators.forward_operator(backend)(*tensors, *options)
-    return q_out, None if k is None else k_out
+    return q_out, None if k is None else k_out  # type: ignore[return-value]
 
 
 class _QKNormRope(torch.autograd.Function):
