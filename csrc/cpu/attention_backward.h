@@ -10,8 +10,8 @@
 // multiplies bf16 with bf16, p and ds rounded to it; everything else in fp32.  All sums are fp32, dq's in a scratch
 // [Nq, Dh] of a head; with grouped heads dk's and dv's too, else they are a block's.
 //
-// Limits: Dh and N are any; no more than B * Hkv threads have work.  A task's scratch is about 6 bf16 copies of a head's
-// queries (1 MB at 1379 x 64).
+// Limits: Dh and N are any; no more than B * Hkv threads have work.  A task's scratch is about 6 bf16 copies of a
+// head's queries (1 MB at 1379 x 64).
 //
 // Work: 10 * rows * seen keys * Dh operations.  Bytes: a head's q and grad_out once into two packed copies each, and
 // these and the sums of dq once for each block of keys.
