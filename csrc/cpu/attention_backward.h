@@ -10,6 +10,9 @@
 // multiplies bf16 with bf16, p and ds rounded to it; everything else in fp32.  All sums are fp32, dq's in a scratch
 // [Nq, Dh] of a head; with grouped heads dk's and dv's too, else they are a block's.
 //
+// Limits: Dh and N are any; no more than B * Hkv threads have work.  A task's scratch is about 6 bf16 copies of a
+// head's queries (1 MB at 1379 x 64).
+//
 // Work: 10 * rows * seen keys * Dh operations.  Bytes: a head's q and grad_out once into two packed copies each, and
 // these and the sums of dq once for each block of keys.
 #pragma once
@@ -17,9 +20,12 @@
 
 namespace presto::cpu::PRESTO_ISA {
 
-constexpr int64_t kTileKeys = 96;      // keys of a block: whole panels of 6 rows and whole vectors of words
-constexpr int64_t kNarrowKeys = 48;    // and where a window is narrow, so that less of a tile is hidden
-constexpr int64_t kTileQueries = 128;  // queries of a tile
+// A tile's operands and results, about 200 KB at Dh 64 in bf16, stay in L2 while its five products run, and each
+// product works on 8 to 24 KB at a time.  Keys of a block: whole panels of 6 rows and whole vectors of words.
+constexpr int64_t kTileKeys = 96;
+constexpr int64_t kTileQueries = 128;
+// Keys of a block where a window is narrow: at 17 each side 82 queries see some of 48 keys, 35 each.
+constexpr int64_t kNarrowKeys = 48;
 
 inline int64_t backward_tasks(const AttentionBackward& a) { return a.batch * a.kv_heads; }
 

@@ -5,7 +5,7 @@
 
 namespace presto::cpu::PRESTO_ISA {
 
-constexpr float kLog2E = 1.44269504088896341f, kLn2 = 0.693147180559945309f;
+constexpr float kLog2E = 1.44269504088896341f;
 inline float infinity() { return __builtin_inff(); }
 
 // Lanes [from, to) of a vector; either may lie outside.

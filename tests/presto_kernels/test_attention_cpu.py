@@ -36,13 +36,14 @@ def instruction_set(request) -> Iterator[str]:
 
 def blocks(dtype: torch.dtype) -> list[Case]:
     """Beside the shapes that hurt everybody, the edges of these kernels' own blocks: 6 rows, 16 lanes, 96 and 192 rows,
-    96 and 256 keys, 128 and 480 queries."""
+    96 and 512 keys, 128 and 480 queries."""
     base = Case(batch=1, heads=1, kv_heads=1, dtype=dtype)
     return [
         replace(base, queries=193, keys=257, dim=32, layout="plain"),
         replace(base, queries=192, keys=512, dim=16, layout="plain"),
         replace(base, queries=97, keys=289, heads=4, kv_heads=2, dim=24, layout="heads first"),
         replace(base, queries=6, keys=600, dim=48, lengths=(513,), poison=True),
+        replace(base, queries=7, keys=1100, dim=16),
         replace(base, queries=128, keys=96, dim=8),
         replace(base, queries=129, keys=97, dim=2),
         replace(base, queries=40, dim=1),
