@@ -32,6 +32,7 @@ KINDS = {
 }
 """Module name (its last parts) → kind of what runs in it and in no marked module inside it; what is left is `seams`."""
 
+ATTENTION_OPERATORS = ("scaled_dot_product", "presto_kernels::attention", "flash_attn")
 ATTENTION = {"self_attention": "self-attention", "cross_attention": "cross-attention"}
 
 
@@ -89,7 +90,7 @@ def profiled(device: torch.device) -> Iterator[profile]:
 def _kind(event: Any) -> str:
     in_attention = False
     while event is not None:
-        in_attention = in_attention or "scaled_dot_product" in event.name
+        in_attention = in_attention or any(name in event.name for name in ATTENTION_OPERATORS)
         if event.name.startswith(MARK):
             module = event.name.removeprefix(MARK)
             return ATTENTION[module] if in_attention and module in ATTENTION else KINDS[module]
