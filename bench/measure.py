@@ -94,7 +94,7 @@ def interleave(
                 if index >= 0:
                     _keep(samples, part, values)
                     done = index + (part + 1) / parts
-                    on_progress(max(done / rounds, min(done / min_rounds, (clock() - started) / seconds)))
+                    on_progress(max(done / rounds, min(done / min_rounds, (clock() - started) / max(seconds, 1e-9))))
             if index >= 0:
                 on_round(samples)
     except KeyboardInterrupt:

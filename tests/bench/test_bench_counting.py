@@ -9,6 +9,26 @@ from bench import counting
 from bench.op_cases import OPS, Case
 
 SHAPE = (2, 3, 5)
+SHAPES = {
+    "BxNxD": SHAPE,
+    "BxCxT": SHAPE,
+    "BxNxC": SHAPE,
+    "BxNxHxDh": (2, 40, 3, 4),
+    "BxNxHxDhxM": (2, 9, 3, 4, 5),
+}
+# What of its inputs a backward reads: the row that was normalised, and what a gradient is multiplied with.
+READ_AGAIN = {
+    "adaln_modulate": ("x", "scale"),
+    "gated_residual": ("branch", "gate"),
+    "gated_residual_adaln": ("x", "branch", "gate", "scale"),
+    "qk_norm_rope": ("q", "k", "q_weight", "k_weight"),
+    "attention": ("q", "k", "v"),
+    "attention_cross": ("q", "k", "v"),
+    "swiglu": ("x",),
+    "geglu": ("x",),
+    "snake": ("x", "alpha", "beta"),
+    "edm_denoise": ("model_output", "x", "sigma"),
+}
 CPU = torch.device("cpu")
 
 
@@ -124,20 +144,23 @@ def test_operations_are_those_of_the_arithmetic_done_by_hand(op, backward):
 @pytest.mark.parametrize("op", list(OPS))
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_forward_bytes_are_those_of_the_inputs_and_outputs(op, dtype):
-    case = Case(OPS[op], SHAPE, dtype, False, CPU)
-    inputs = case.inputs(0)
-    read = [*inputs, *(t for t in case.constants().values() if isinstance(t, torch.Tensor))]
-    assert case.count.bytes == sum(t.nbytes for t in (*read, *case.op.eager(*inputs, **case.constants())))
+    case = Case(OPS[op], SHAPES[OPS[op].axes], dtype, False, CPU)
+    inputs, constants = case.inputs(0), case.constants()
+    read = [*inputs, *(t for t in constants.values() if isinstance(t, torch.Tensor))]
+    assert case.count.bytes == sum(t.nbytes for t in (*read, *(case.op.oracle or case.op.eager)(*inputs, **constants)))
 
 
-@pytest.mark.parametrize("op", list(OPS))
+@pytest.mark.parametrize("op", [name for name, op in OPS.items() if op.backward])
 def test_backward_bytes_are_those_of_what_it_reads_and_writes(op):
-    case = Case(OPS[op], SHAPE, "bf16", True, CPU)
-    inputs = dict(zip(case.op.tensors, case.inputs(0), strict=True))
-    outputs = case.op.eager(*inputs.values())
+    case = Case(OPS[op], SHAPES[OPS[op].axes], "bf16", True, CPU)
+    inputs, constants = dict(zip(case.op.tensors, case.inputs(0), strict=True)), case.constants()
+    outputs = case.op.eager(*inputs.values(), **constants)
     reads = [*outputs]  # output gradients have the outputs' sizes
-    reads += [inputs[name] for name in ("branch", "gate", "scale") if name in inputs]
-    reads += [inputs["x"]] if op != "gated_residual" else []  # the row that was normalised
+    reads += [inputs[name] for name in READ_AGAIN[op]]
+    reads += [t for t in constants.values() if isinstance(t, torch.Tensor)]
+    if op.startswith("attention"):  # the output itself, and the logarithm of each row's sum
+        b, n, h, _ = outputs[0].shape
+        reads += [*outputs, torch.empty(b, h, n)]
     # the gradient of gated_residual in x is the incoming one: nothing is written
     writes = [t for name, t in inputs.items() if (op, name) != ("gated_residual", "x")]
     assert case.count.bytes == sum(t.nbytes for t in (*reads, *writes))
