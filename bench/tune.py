@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from rich.table import Table
 
+import presto_kernels
 from bench import cuda, machine, measure, op_timers, ops, show
 from bench.cli import option
 from bench.op_cases import OPS, Case
 from bench.results import Report, write_json
 from presto_kernels import backends, tuned
+from presto_kernels.ops.attention import operators
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ def run(options: TuneOptions) -> int:
                 continue
             found.append((case, milliseconds))
             keep(content["rankings"], case, milliseconds)
+            if case.op.name == "qk_norm_rope" and not case.backward and device.type == "cuda":
+                keep_prologue(content["rankings"], case, options)
             write_json(file, content)
     show.console.print(table(found))
     show.refused(report.refused)
@@ -121,12 +125,37 @@ def _forced(case: Case, backend: str) -> Iterator[None]:
         yield
 
 
+def keep_prologue(rankings: dict[str, Any], case: Case, options: TuneOptions) -> None:
+    """Files whether one kernel for QK-norm, rotary and attention beats the two ops, at the shape of a qk_norm_rope."""
+    q, k, q_weight, k_weight = case.inputs(seed=0)
+    v, tables = torch.randn_like(k), case.constants()
+
+    def separate() -> torch.Tensor:
+        normed = presto_kernels.qk_norm_rope(q, k, **tables, q_weight=q_weight, k_weight=k_weight)
+        return presto_kernels.attention(*normed, v)
+
+    def fused() -> torch.Tensor:
+        weights = (tables["cos"], tables["sin"], q_weight, k_weight)
+        return operators.qk_norm_rope_operator()(q, k, v, *weights, 1e-6, None, -1, -1, q.shape[-1] ** -0.5)
+
+    with torch.no_grad():
+        measures = {call.__name__: _timer_on(case, call) for call in (separate, fused)}
+        samples = measure.interleave(measures, rounds=options.rounds, seconds=options.seconds)
+        kind, size = backends.filed_under("attention", q, k, v)
+    milliseconds = {name: round(float(samples.percentile(name, 50) or 0), 5) for name in measures}
+    _file(rankings, "qk_norm_rope_attention", f"{case.dtype} {kind}", size, milliseconds)
+
+
 def keep(rankings: dict[str, Any], case: Case, milliseconds: dict[str, float]) -> None:
     """Files one measurement; an older one of the same size goes."""
     name, arguments = ops.public_call(case)
     with torch.set_grad_enabled(case.backward):
         kind, size = backends.filed_under(name, **arguments)
-    rows = rankings.setdefault(name, {}).setdefault(f"{case.dtype} {kind}".rstrip(), [])
+    _file(rankings, name, f"{case.dtype} {kind}".rstrip(), size, milliseconds)
+
+
+def _file(rankings: dict[str, Any], name: str, kind: str, size: int, milliseconds: dict[str, float]) -> None:
+    rows = rankings.setdefault(name, {}).setdefault(kind, [])
     rows[:] = sorted((*(row for row in rows if row["size"] != size), {"size": size, "ms": milliseconds}), key=_size)
 
 

@@ -19,7 +19,12 @@ SIGMA_DATA = 0.5
 
 
 def _make_denoise(shape: Shape, normal: Normal) -> Outputs:
-    return normal(*shape), normal(*shape, dtype=torch.float32), normal(shape[0], dtype=torch.float32).exp()
+    return normal(*shape), normal(*shape, dtype=torch.float32)
+
+
+def _denoise_constants(shape: Shape, device: torch.device) -> dict[str, Any]:
+    """No sampler and no loss asks for sigma's gradient."""
+    return {"sigma": torch.linspace(0.5, 5, shape[0], device=device)}
 
 
 def _eager_denoise(model_output: Tensor, x: Tensor, sigma: Tensor) -> Outputs:
@@ -45,10 +50,10 @@ def _denoise(shape: Shape, itemsize: int) -> Count:
 def _denoise_backward(shape: Shape, itemsize: int) -> Count:
     size = shape[0] * shape[1] * shape[2]
     return Count(
-        size * (2 * itemsize + 12) + 8 * shape[0],
-        6 * size + 14 * shape[0],
-        "read dD, x, write dx in fp32: 12 BND; read F, write dF: 2 BND s; read sigma, write dsigma: 8 B",
-        "dF 1, dx 1, two sums of products for dsigma 4: 6 BND; coefficients and their slopes: 14 B",
+        size * (itemsize + 8) + 4 * shape[0],
+        2 * size + 7 * shape[0],
+        "read dD, write dx in fp32: 8 BND; write dF: BND s; read sigma: 4 B",
+        "dF 1, dx 1: 2 BND; the coefficients: 7 B",
     )
 
 
@@ -89,13 +94,14 @@ OPS = (
         "edm_denoise",
         "BxNxC",
         SHAPES,
-        ("model_output", "x", "sigma"),
+        ("model_output", "x"),
         ("D",),
         _eager_denoise,
         _presto_denoise,
         _denoise,
         _denoise_backward,
         _make_denoise,
+        _denoise_constants,
     ),
     Op(
         "renoise",

@@ -27,7 +27,7 @@ READ_AGAIN = {
     "swiglu": ("x",),
     "geglu": ("x",),
     "snake": ("x", "alpha", "beta"),
-    "edm_denoise": ("model_output", "x", "sigma"),
+    "edm_denoise": (),
 }
 CPU = torch.device("cpu")
 

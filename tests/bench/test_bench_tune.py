@@ -1,9 +1,13 @@
 """What `tune` writes is what `auto` reads."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import presto_kernels
 from bench import tune
@@ -89,7 +93,7 @@ def test_another_device_of_the_family_serves_and_is_named(folder):
 def test_a_compiled_graph_goes_by_the_largest_size_and_serves_all(folder):
     write(folder, [{"size": 100, "ms": {"cpu": 1, "reference": 2}}, {"size": 10**6, "ms": {"reference": 1, "cpu": 2}}])
     torch._dynamo.reset()
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(lambda x: presto_kernels.gated_residual(x, x, None), dynamic=True, backend=counter)
     for length in (3, 5, 77, 1001):
         compiled(torch.randn(1, length, 64))
@@ -98,10 +102,29 @@ def test_a_compiled_graph_goes_by_the_largest_size_and_serves_all(folder):
     assert torch.ops.presto_kernels.seam.default not in called
 
 
+def test_the_prologue_is_filed_beside_the_two_ops():
+    """Where there is a GPU; here Triton's interpreter stands in for it, in a process of its own."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    program = """
+import torch
+from bench import tune
+from bench.op_cases import OPS, Case
+rankings = {}
+case = Case(OPS["qk_norm_rope"], (1, 5, 2, 16), "fp32", False, torch.device("cpu"))
+tune.keep_prologue(rankings, case, tune.TuneOptions(rounds=3, seconds=0.01))
+((kind, (row,)),) = rankings["qk_norm_rope_attention"].items()
+assert kind == "fp32 dh16" and row["size"] == 2 * 5 * 5 and set(row["ms"]) == {"separate", "fused"}, rankings
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_shipped_files_are_well_formed():
     for file in tuned.FOLDER.glob("*.json"):
         name, table = tuned.read(file)
         assert name and table
-        for entries in table.values():
+        for kind, entries in table.items():
             sizes = [size for size, _, _ in entries]
-            assert sizes == sorted(set(sizes)) and all("reference" in order for _, order, _ in entries)
+            one_of = "separate" if kind.startswith("qk_norm_rope_attention") else "reference"
+            assert sizes == sorted(set(sizes)) and all(one_of in order for _, order, _ in entries)

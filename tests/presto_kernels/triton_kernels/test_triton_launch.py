@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,18 +23,26 @@ from presto_kernels.testing import aot, aot_modulation
 HERE = Path(__file__).parent
 
 
-def test_results_in_the_interpreter():
-    """Runs every test of interpreted/ in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "interpreted")],
+def interpret(file: Path) -> subprocess.CompletedProcess:
+    """One family's tests, in a process of their own."""
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         cwd=HERE.parents[2],
         capture_output=True,
         text=True,
     )
-    passed = re.search(r"(\d+) passed", done.stdout)
-    assert done.returncode == 0 and passed, done.stdout[-6000:] + done.stderr[-2000:]
-    assert int(passed.group(1)) > 50
+
+
+def test_results_in_the_interpreter():
+    """Runs every test of interpreted/, as many families at a time as there are cores: it takes a minute or two."""
+    files = sorted((HERE / "interpreted").glob("test_*.py"))
+    assert len(files) >= 5
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done in pool.map(interpret, files):
+            passed = re.search(r"(\d+) passed", done.stdout)
+            assert done.returncode == 0 and passed, done.stdout[-6000:] + done.stderr[-2000:]
+            assert int(passed.group(1)) > 50
 
 
 def specialisation(launch: Launch) -> list[tuple]:
