@@ -11,6 +11,7 @@ from torch import Tensor
 from presto_kernels import backends, tuned
 from presto_kernels.ops.attention import operators
 from presto_kernels.ops.checks import check_tensor, refuse_transforms, wants_gradient
+from presto_kernels.ops.rotary.api import qk_norm_rope
 
 _IMPLEMENTATIONS = ("reference", "triton", "cpu", "sdpa", "flash")
 
@@ -90,8 +91,6 @@ def qk_norm_rope_attention(
     tensors, options = _check(q, k, v, key_lengths=key_lengths, window=window, scale=scale)
     if _fused_is_faster(tensors, options, cos, sin, q_weight, k_weight):
         return operators.qk_norm_rope_operator()(q, k, v, cos, sin, q_weight, k_weight, eps, key_lengths, *options)
-    from presto_kernels.ops.rotary.api import qk_norm_rope
-
     q, k = qk_norm_rope(q, k, cos, sin, q_weight=q_weight, k_weight=k_weight, norm="rms", eps=eps)
     return attention(q, k, v, key_lengths=key_lengths, window=window, scale=scale)
 
