@@ -2,8 +2,6 @@
 
 import pytest
 
-from presto_kernels.testing import aot
-
 # A multiprocessor has 65536 registers.  Programs of 4 warps: 12 at once with 42 registers a thread, which 64 of sm_90's
 # warps are 16; 5 at once with 96.
 TRITON_REGISTERS = {
@@ -23,24 +21,8 @@ CUDA_REGISTERS = {
     "snake_backward_rows": 48,
     "snake_backward_finish": 40,
 }
+FAMILY = "activation"
 ARCHS = [80, 90, 100]
-
-
-@pytest.fixture(scope="module")
-def triton_records():
-    pytest.importorskip("triton", reason="triton is not installed")
-    try:
-        return aot.compile_triton(families=("activation",))
-    except aot.Unavailable as missing:
-        pytest.skip(str(missing))
-
-
-@pytest.fixture(scope="module")
-def cuda_records():
-    try:
-        return aot.compile_cuda(families=("activation",))
-    except aot.Unavailable as missing:
-        pytest.skip(str(missing))
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -12,6 +12,7 @@ KERNELS = {
     "attention_backward_dkdv",
     "attention_qk_norm_rope_forward",
 }
+FAMILY = "attention"
 ARCHS = [80, 90, 100]
 # What a block may have: 163 KB on sm_80, 227 KB since; two blocks side by side where half precision has 8 warps.
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
@@ -20,18 +21,9 @@ SPILLS = {80: 72, 90: 0, 100: 36}
 SPILLS_FP32 = {80: 12, 90: 0, 100: 0}
 
 
-@pytest.fixture(scope="module")
-def records():
-    pytest.importorskip("triton", reason="triton is not installed")
-    try:
-        return aot.compile_triton(families=("attention",))
-    except aot.Unavailable as missing:
-        pytest.skip(str(missing))
-
-
 @pytest.mark.parametrize("arch", ARCHS)
-def test_registers_spills_and_shared_memory(records, arch):
-    chosen = [r for r in records if r.arch == arch]
+def test_registers_spills_and_shared_memory(triton_records, arch):
+    chosen = [r for r in triton_records if r.arch == arch]
     assert {r.kernel for r in chosen} == KERNELS
     for r in chosen:
         assert r.spills <= (SPILLS_FP32 if r.dtype == "fp32" else SPILLS)[arch], r
@@ -44,8 +36,8 @@ def test_registers_spills_and_shared_memory(records, arch):
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_every_product_is_a_matrix_instruction_of_its_generation(records, arch):
-    for r in records:
+def test_every_product_is_a_matrix_instruction_of_its_generation(triton_records, arch):
+    for r in triton_records:
         if r.arch != arch or r.kernel == "attention_delta":
             continue
         # fp32 and, under a window, heads of 128 backward have tiles below Hopper's 64 rows.
@@ -55,19 +47,19 @@ def test_every_product_is_a_matrix_instruction_of_its_generation(records, arch):
         assert sum(getattr(r, k) > 0 for k in ("hmma", "hgmma", "tcgen05")) == 1, r
 
 
-def test_the_forward_has_the_products_of_the_formula(records):
+def test_the_forward_has_the_products_of_the_formula(triton_records):
     """sm_90, Dh 64: 64 x 64 x 16 a warpgroup and instruction, so 4 for q k^T and 4 for p v, in each of two loops."""
     (r,) = [
-        r for r in records
+        r for r in triton_records
         if r.arch == 90 and r.kernel == "attention_forward" and r.variant == "plain, Dh=64" and r.dtype == "bf16"
     ]  # fmt: skip
     assert r.hgmma == 2 * (4 + 4), r
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_accesses_are_16_bytes_wide(records, arch):
+def test_accesses_are_16_bytes_wide(triton_records, arch):
     """All of q, k, v, out and the gradients; lse, delta and key lengths are 4 and 8 bytes, tables by the element."""
-    for r in records:
+    for r in triton_records:
         if r.arch != arch:
             continue
         assert r.loads16 > 0, r

@@ -23,24 +23,8 @@ CUDA_REGISTERS = {
     "seam_backward_columns": 255,
     "seam_backward_finish": 128,
 }
+FAMILY = "modulation"
 ARCHS = [80, 90, 100]
-
-
-@pytest.fixture(scope="module")
-def triton_records():
-    pytest.importorskip("triton", reason="triton is not installed")
-    try:
-        return aot.compile_triton(families=("modulation",))
-    except aot.Unavailable as missing:
-        pytest.skip(str(missing))
-
-
-@pytest.fixture(scope="module")
-def cuda_records():
-    try:
-        return aot.compile_cuda(families=("modulation",))
-    except aot.Unavailable as missing:
-        pytest.skip(str(missing))
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -25,24 +25,8 @@ CUDA_REGISTERS = {
     "rotary_backward_any": 80,
     "rotary_backward_sums": 64,
 }
+FAMILY = "rotary"
 ARCHS = [80, 90, 100]
-
-
-@pytest.fixture(scope="module")
-def triton_records():
-    pytest.importorskip("triton", reason="triton is not installed")
-    try:
-        return aot.compile_triton(families=("rotary",))
-    except aot.Unavailable as missing:
-        pytest.skip(str(missing))
-
-
-@pytest.fixture(scope="module")
-def cuda_records():
-    try:
-        return aot.compile_cuda(families=("rotary",))
-    except aot.Unavailable as missing:
-        pytest.skip(str(missing))
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -3,8 +3,6 @@ accesses."""
 
 import pytest
 
-from presto_kernels.testing import aot
-
 # A multiprocessor has 65536 registers and holds 2048 threads: up to 32 each cost nothing, 64 halve their number.
 TRITON_REGISTERS = {
     "edm_denoise": 64,
@@ -24,25 +22,8 @@ CUDA_REGISTERS = {
     "renoise_backward_any": 48,
     "sample_sums": 40,
 }
+FAMILY = "sampler"
 ARCHS = [80, 90, 100]
-
-
-def records(compile_kernels):
-    try:
-        return compile_kernels(families=("sampler",))
-    except aot.Unavailable as missing:
-        pytest.skip(str(missing))
-
-
-@pytest.fixture(scope="module")
-def triton_records():
-    pytest.importorskip("triton", reason="triton is not installed")
-    return records(aot.compile_triton)
-
-
-@pytest.fixture(scope="module")
-def cuda_records():
-    return records(aot.compile_cuda)
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -1,6 +1,5 @@
 """The Triton kernels of attention, run by Triton's interpreter on CPU tensors."""
 
-import importlib.util
 from dataclasses import replace
 
 import pytest
@@ -350,38 +349,25 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_the_tolerance_catches(name, dtype, tmp_path, monkeypatch, small_tiles):
+def test_the_tolerance_catches(name, dtype, mutant, monkeypatch, small_tiles):
     kernel, right, wrong, case = BROKEN[name]
     case = replace(case, dtype=dtype, queries=40, batch=1)
     check(judge(case))
-    monkeypatch.setattr(triton_kernels, kernel, getattr(mutant(tmp_path, right, wrong), kernel))
+    monkeypatch.setattr(triton_kernels, kernel, getattr(mutant(right, wrong), kernel))
     with pytest.raises(AssertionError, match="BEYOND"):
         check(judge(case))
 
 
-def test_the_tolerance_catches_a_rotary_the_wrong_way_round(tmp_path, monkeypatch, small_tiles):
-    broken = mutant(tmp_path, "tl.where((cols < HALF)[None, :], -s, s)", "tl.where((cols < HALF)[None, :], s, -s)")
+def test_the_tolerance_catches_a_rotary_the_wrong_way_round(mutant, monkeypatch, small_tiles):
+    broken = mutant("tl.where((cols < HALF)[None, :], -s, s)", "tl.where((cols < HALF)[None, :], s, -s)")
     monkeypatch.setattr(triton_kernels, "attention_qk_norm_rope_forward", broken.attention_qk_norm_rope_forward)
     with pytest.raises(AssertionError, match="BEYOND"):
         check(judge_normed(*NORMED[0]))
 
 
-def test_the_leak_test_catches_plain_products(tmp_path, monkeypatch, small_tiles):
-    broken = mutant(tmp_path, "tl.where(wrong > 0, 0.0, wide).to(values.dtype)", "values")
+def test_the_leak_test_catches_plain_products(mutant, monkeypatch, small_tiles):
+    broken = mutant("tl.where(wrong > 0, 0.0, wide).to(values.dtype)", "values")
     for kernel in ("attention_forward", "attention_backward_dq", "attention_backward_dkdv"):
         monkeypatch.setattr(triton_kernels, kernel, getattr(broken, kernel))
     with pytest.raises(AssertionError):
         test_under_a_window_what_is_not_finite_stays_with_those_who_see_it("v", torch.nan, None)
-
-
-def mutant(folder, right: str, wrong: str):
-    """The kernels with one line replaced."""
-    with open(triton_jit.__file__) as file:
-        source = file.read()
-    assert source.count(right) == 1, f"the kernels have changed: {right!r} occurs {source.count(right)} times"
-    path = folder / "mutant.py"
-    path.write_text(source.replace(right, wrong))
-    spec = importlib.util.spec_from_file_location("mutant", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

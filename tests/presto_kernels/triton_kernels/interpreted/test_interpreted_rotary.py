@@ -1,6 +1,5 @@
 """The Triton kernels of ``qk_norm_rope``, run by Triton's interpreter on CPU tensors."""
 
-import importlib.util
 from dataclasses import replace
 
 import pytest
@@ -9,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import presto_kernels
-from presto_kernels.ops.rotary import operators, triton_jit, triton_kernels
+from presto_kernels.ops.rotary import operators, triton_kernels
 from presto_kernels.testing import check
 from presto_kernels.testing.rotary import Case, cases, gradients, judge, run
 
@@ -205,24 +204,11 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_the_tolerance_catches(name, tmp_path, monkeypatch):
+def test_the_tolerance_catches(name, mutant, monkeypatch):
     """In bf16, where the tolerance is widest."""
     kernel, right, wrong, case = BROKEN[name]
     monkeypatch.setattr(triton_kernels, "KNOBS", replace(triton_kernels.KNOBS, max_programs=3))
     check(judge(case))
-    monkeypatch.setattr(triton_kernels, kernel, getattr(mutant(tmp_path, right, wrong), kernel))
+    monkeypatch.setattr(triton_kernels, kernel, getattr(mutant(right, wrong), kernel))
     with pytest.raises(AssertionError, match="BEYOND"):
         check(judge(case))
-
-
-def mutant(folder, right: str, wrong: str):
-    """The kernels with one line replaced."""
-    with open(triton_jit.__file__) as file:
-        source = file.read()
-    assert source.count(right) == 1, f"the kernels have changed: {right!r} occurs {source.count(right)} times"
-    path = folder / "mutant.py"
-    path.write_text(source.replace(right, wrong))
-    spec = importlib.util.spec_from_file_location("mutant", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

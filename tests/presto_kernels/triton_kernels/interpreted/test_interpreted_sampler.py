@@ -1,6 +1,5 @@
 """The Triton kernels of the sampler family, run by Triton's interpreter on CPU tensors."""
 
-import importlib.util
 from dataclasses import replace
 
 import pytest
@@ -9,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import presto_kernels
-from presto_kernels.ops.sampler import reference, triton_jit, triton_kernels
+from presto_kernels.ops.sampler import reference, triton_kernels
 from presto_kernels.testing import check
 from presto_kernels.testing.sampler import OPS, Case, cases, judge, run
 
@@ -186,24 +185,11 @@ BROKEN = {
 
 @pytest.mark.parametrize("name", BROKEN)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_the_tolerance_catches(name, dtype, tmp_path, monkeypatch):
+def test_the_tolerance_catches(name, dtype, mutant, monkeypatch):
     kernel, right, wrong, case = BROKEN[name]
     case = replace(case, dtype=dtype)
     check(judge(case))
-    broken = mutant(tmp_path, right, wrong)
+    broken = mutant(right, wrong)
     monkeypatch.setattr(triton_kernels.triton_jit, kernel, getattr(broken, kernel))
     with pytest.raises(AssertionError, match="BEYOND"):
         check(judge(case))
-
-
-def mutant(folder, right: str, wrong: str):
-    """The kernels with one line replaced."""
-    with open(triton_jit.__file__) as file:
-        source = file.read()
-    assert source.count(right) == 1, f"the kernels have changed: {right!r} occurs {source.count(right)} times"
-    path = folder / "mutant.py"
-    path.write_text(source.replace(right, wrong))
-    spec = importlib.util.spec_from_file_location("mutant", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
