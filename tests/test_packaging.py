@@ -47,13 +47,15 @@ def test_without_a_compiler_the_wheel_is_pure_and_says_so(tmp_path):
     names = zipfile.ZipFile(built).namelist()
     assert {name.split("/")[0] for name in names if "dist-info" not in name} == {"presto_kernels", "presto_models"}
     assert "presto_kernels/py.typed" in names
+    shipped = {f"presto_kernels/tuned/{file.name}" for file in (ROOT / "presto_kernels/tuned").glob("*.json")}
+    assert shipped and shipped <= set(names)
     assert not [name for name in names if name.endswith(".so")]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("c++")), reason="no C++ compiler")
 def test_with_a_compiler_and_no_nvcc_one_abi3_library_serves_every_python(tmp_path):
-    built, log = wheel(tmp_path, PRESTO_CUDA="0", PRESTO_BUILD="1")
+    built, log = wheel(tmp_path, PRESTO_CUDA="0", PRESTO_BUILD="1", PRESTO_OPTIMIZE="-O1")
     assert "-cp311-abi3-" in built.name
     assert "no nvcc: CPU only" in log
     names = zipfile.ZipFile(built).namelist()
