@@ -14,6 +14,7 @@ from presto_kernels.ops.attention.api import qk_norm_rope_attention
 from presto_kernels.testing import check
 from presto_kernels.testing.attention import Case, cases, judge, oracle
 
+CHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
 BASE = Case(queries=21, heads=4, kv_heads=2, dim=16)
 Q, K = torch.randn(2, 5, 4, 16), torch.randn(2, 5, 2, 16)
 
@@ -206,14 +207,19 @@ def test_one_compile_serves_a_sweep_of_odd_lengths(training):
 
 
 @pytest.mark.parametrize("layout", ["fused", "heads first", "inner"])
-def test_opcheck_of_the_reference(layout):
-    case = replace(BASE, queries=7, layout=layout, lengths=(3, 7))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_opcheck(backend, dtype, layout):
+    if backend not in presto_kernels.available_backends()["attention"]:
+        pytest.skip(f"no {backend} kernels here")
+    case = replace(BASE, queries=7, layout=layout, lengths=(3, 7), dtype=dtype)
     q, k, v = (t.detach() for t in case.inputs().values())
     mask = (case.key_lengths(), 3, 2, 0.25)
-    torch.library.opcheck(operators.forward_operator("reference"), (q, k, v, *mask))
-    out, lse = operators.forward_operator("reference")(q, k, v, *mask)
-    grad = torch.randn(2, 16, 7, 4).permute(0, 2, 3, 1)
-    torch.library.opcheck(operators.backward_operator("reference"), (grad, q, k, v, out, lse, *mask))
+    torch.library.opcheck(operators.forward_operator(backend), (q, k, v, *mask), test_utils=CHECKS)
+    out, lse = operators.forward_operator(backend)(q, k, v, *mask)
+    grad = torch.randn(2, 16, 7, 4).permute(0, 2, 3, 1).to(dtype)
+    arguments = (grad, q, k, v, out, lse, *mask)
+    torch.library.opcheck(operators.backward_operator(backend), arguments, test_utils=CHECKS)
 
 
 def test_operators_say_their_shapes_without_running():
@@ -256,9 +262,8 @@ def test_the_tolerance_catches_a_wrong_scale():
 
 
 def test_qk_norm_rope_attention_is_the_two_ops():
-    rotary = pytest.importorskip("presto_kernels.ops.rotary.api")
     angles = torch.rand(5, 8)
     weight = torch.rand(16)
     out = qk_norm_rope_attention(Q, K, K, angles.cos(), angles.sin(), q_weight=weight, window=(2, 1))
-    q, k = rotary.qk_norm_rope(Q, K, angles.cos(), angles.sin(), q_weight=weight)
+    q, k = presto_kernels.qk_norm_rope(Q, K, angles.cos(), angles.sin(), q_weight=weight)
     torch.testing.assert_close(out, presto_kernels.attention(q, k, K, window=(2, 1)))
