@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from presto_kernels import _library, tuned
+from presto_kernels.ops.checks import wants_gradient
 
 BACKENDS = ("reference", "triton", "cuda", "cpu")
 ATTENTION_BACKENDS = (*BACKENDS, "sdpa", "flash")
@@ -122,8 +123,7 @@ def _forced_for(op: Op) -> str | None:
 
 def _bucket(op: Op, tensors: Tensors, options: Any) -> tuple[str, int]:
     kind, size = op.bucket(tensors, options)
-    wants_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    return (f"{kind} training".lstrip() if wants_gradient else kind), size
+    return (f"{kind} training".lstrip() if wants_gradient(tensors) else kind), size
 
 
 def filed_under(op_name: str, *args: object, **kwargs: object) -> tuple[str, int]:

@@ -8,14 +8,14 @@ from torch import Tensor
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def check_tensor(op: str, name: str, t: object, x: Tensor | None = None) -> None:
-    """``t`` is a floating-point tensor of a dtype we take, and on x's device."""
+def check_tensor(op: str, name: str, t: object, x: Tensor | None = None, x_name: str = "x") -> None:
+    """``t`` is a floating-point tensor of a dtype we take, and on the device of the op's first tensor."""
     if not isinstance(t, Tensor):
         raise TypeError(f"{op}: {name} must be a tensor, got {type(t).__name__}")
     if t.dtype not in DTYPES:
         raise TypeError(f"{op}: {name} must be float32, bfloat16, float16 or float64, got {t.dtype}")
     if x is not None and t.device != x.device:
-        raise ValueError(f"{op}: {name} is on {t.device} and x on {x.device}; put both on one device")
+        raise ValueError(f"{op}: {name} is on {t.device} and {x_name} on {x.device}; put both on one device")
 
 
 def refuse_transforms(op: str, tensors: tuple[Tensor | None, ...]) -> None:

@@ -99,10 +99,23 @@ def lookup(
     """
     if device.type not in ("cpu", "cuda") or dtype not in DTYPES:
         return None
-    name, entries = _entries(op, device.type, device.index or 0, DTYPES[dtype], kind)
+    call = (op, device.type, device.index or 0, DTYPES[dtype], kind)
+    if size is not None:
+        return _nearest(*call, size)
+    name, entries = _entries(*call)
+    return (*entries[-1][1:], name) if entries else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _nearest(op: str, device: str, index: int, dtype: str, kind: str, size: int):
+    """What :func:`lookup` says for a size: remembered, because every call of every op asks."""
+    name, entries = _entries(op, device, index, dtype, kind)
     if not entries:
         return None
-    entry = entries[-1]
-    if size is not None:
-        entry = min(entries, key=lambda e: abs(math.log(max(e[0], 1) / max(size, 1))))
-    return entry[1], entry[2], name
+    return (*min(entries, key=lambda e: abs(math.log(max(e[0], 1) / max(size, 1))))[1:], name)
+
+
+def forget() -> None:
+    """Read the files anew at the next call: some were written since."""
+    for remembered in (_files, _table, _nearest):
+        remembered.cache_clear()

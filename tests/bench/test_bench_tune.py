@@ -21,15 +21,10 @@ X = torch.randn(1, 4, 64)
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """A folder of its own, and nothing remembered of another before or after."""
-
-    def forget():
-        tuned._files.cache_clear()
-        tuned._table.cache_clear()
-
     monkeypatch.setattr(tuned, "FOLDER", tmp_path)
-    forget()
+    tuned.forget()
     yield tmp_path
-    forget()
+    tuned.forget()
 
 
 def write(folder, rows, *, name=None, family="none", kind="fp32"):
@@ -40,8 +35,7 @@ def write(folder, rows, *, name=None, family="none", kind="fp32"):
         "rankings": {"gated_residual": {kind: rows}},
     }
     (folder / "device.json").write_text(json.dumps(content))
-    tuned._files.cache_clear()
-    tuned._table.cache_clear()
+    tuned.forget()
 
 
 def test_tune_writes_a_file_that_auto_goes_by(folder, monkeypatch, capsys):

@@ -145,11 +145,9 @@ class _Attention(torch.autograd.Function):
 def _check(q, k, v, *, key_lengths=None, window=None, scale=None):
     op = "attention"
     for name, t in (("q", q), ("k", k), ("v", v)):
-        check_tensor(op, name, t)
+        check_tensor(op, name, t, q, "q")
         if t.dim() != 4:
             raise ValueError(f"{op}: {name} must be [B, N, heads, Dh], got {list(t.shape)}")
-        if t.device != q.device:
-            raise ValueError(f"{op}: {name} is on {t.device} and q on {q.device}; put both on one device")
         if t.dtype != q.dtype:
             raise TypeError(f"{op}: {name} must have q's dtype {q.dtype}, got {t.dtype}")
     batch, queries, heads, dim = q.shape

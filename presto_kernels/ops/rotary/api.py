@@ -131,7 +131,7 @@ def _check_heads(name: str, x: Tensor) -> None:
 
 def _check_table(name: str, t: Tensor, q: Tensor, tokens: int, half: int | None) -> None:
     """cos, sin or one of k's; ``half``: R/2 where another table has set it."""
-    check_tensor(_OP, name, t, q)
+    check_tensor(_OP, name, t, q, "q")
     if t.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{_OP}: {name} must be float32, got {t.dtype}")
     if t.requires_grad:
@@ -149,7 +149,7 @@ def _check(
     check_tensor(_OP, "q", q)
     _check_heads("q", q)
     if k is not None:
-        check_tensor(_OP, "k", k, q)
+        check_tensor(_OP, "k", k, q, "q")
         _check_heads("k", k)
         if k.shape[0] != q.shape[0] or k.shape[3] != q.shape[3]:
             raise ValueError(
@@ -175,7 +175,7 @@ def _check(
     for name, t in {"q_weight": q_weight, "k_weight": k_weight, "q_bias": q_bias, "k_bias": k_bias}.items():
         if t is None:
             continue
-        check_tensor(_OP, name, t, q)
+        check_tensor(_OP, name, t, q, "q")
         if t.dim() != 1 or t.shape[0] != q.shape[3]:
             raise ValueError(f"{_OP}: {name} must be [{q.shape[3]}] beside q {list(q.shape)}, got {list(t.shape)}")
     if norm not in operators.NORMS:

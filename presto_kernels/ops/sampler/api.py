@@ -204,7 +204,7 @@ def _check_renoise(x0, sigma, *, seed, offset, signal=1.0):
         raise ValueError(f"renoise: x0 must have at most 2^34 elements a sample and 2^32 samples, got {list(x0.shape)}")
     sigmas = None
     if isinstance(sigma, Tensor):
-        check_tensor("renoise", "sigma", sigma, x0)
+        check_tensor("renoise", "sigma", sigma, x0, "x0")
         _check_each("renoise", "sigma", sigma, x0)
         sigmas = sigma
     else:
