@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -37,44 +39,23 @@ def _presto_geglu(x: Tensor) -> Outputs:
     return (presto_kernels.geglu(x),)
 
 
-def _swiglu(shape: Shape, itemsize: int) -> Count:
-    size = shape[0] * shape[1] * shape[2]
-    return Count(
-        3 * size * itemsize,
-        5 * size,
-        "read value and gate, write: 3 BND s",
-        "negate, exp, add, divide, times value: 5 BND",
-    )
+def _glu_count(moved: int, flops: int, flops_formula: str) -> Callable[[Shape, int], Count]:
+    """Forward moves value, gate and result (3), backward dy, value, gate and their two gradients (5)."""
+    moves = {3: "read value and gate, write: 3 BND s", 5: "read dy, value, gate, write dvalue, dgate: 5 BND s"}
+
+    def count(shape: Shape, itemsize: int) -> Count:
+        size = shape[0] * shape[1] * shape[2]
+        return Count(moved * size * itemsize, flops * size, moves[moved], f"{flops_formula}: {flops} BND")
+
+    return count
 
 
-def _swiglu_backward(shape: Shape, itemsize: int) -> Count:
-    size = shape[0] * shape[1] * shape[2]
-    return Count(
-        5 * size * itemsize,
-        11 * size,
-        "read dy, value, gate, write dvalue, dgate: 5 BND s",
-        "s = sigmoid 4, silu 1, dvalue 1, dgate = dy value s (1 + gate (1 - s)) 5: 11 BND",
-    )
-
-
-def _geglu(shape: Shape, itemsize: int) -> Count:
-    size = shape[0] * shape[1] * shape[2]
-    return Count(
-        3 * size * itemsize,
-        5 * size,
-        "read value and gate, write: 3 BND s",
-        "scale, erf, add, half the gate, times it and value: 5 BND (erf as one)",
-    )
-
-
-def _geglu_backward(shape: Shape, itemsize: int) -> Count:
-    size = shape[0] * shape[1] * shape[2]
-    return Count(
-        5 * size * itemsize,
-        12 * size,
-        "read dy, value, gate, write dvalue, dgate: 5 BND s",
-        "c = (1 + erf) / 2 4, gelu 1, dvalue 1, density 3, dgate = dy value (c + gate density) 3: 12 BND",
-    )
+_swiglu = _glu_count(3, 5, "negate, exp, add, divide, times value")
+_swiglu_backward = _glu_count(5, 11, "s = sigmoid 4, silu 1, dvalue 1, dgate = dy value s (1 + gate (1 - s)) 5")
+_geglu = _glu_count(3, 5, "scale, erf (as one), add, half the gate, times it and value")
+_geglu_backward = _glu_count(
+    5, 12, "c = (1 + erf) / 2 4, gelu 1, dvalue 1, density 3, dgate = dy value (c + gate density) 3"
+)
 
 
 def _make_snake(shape: Shape, normal: Normal) -> Outputs:
