@@ -51,8 +51,13 @@ def attention(
 
     Source: Vaswani et al. 2017; in blocks as in FlashAttention (Dao et al. 2022), windows as in Beltagy et al. 2020.
     """
-    tensors, (left, right, scale) = _check(q, k, v, key_lengths=key_lengths, window=window, scale=scale)
-    backend = backends.select(_ATTENTION, tensors, (left, right, scale))
+    return _run(*_check(q, k, v, key_lengths=key_lengths, window=window, scale=scale))
+
+
+def _run(tensors, options) -> Tensor:
+    """``attention`` of arguments that were checked."""
+    (q, k, v, key_lengths), (left, right, scale) = tensors, options
+    backend = backends.select(_ATTENTION, tensors, options)
     if backend == "sdpa":
         from presto_kernels.ops.attention import sdpa
 
@@ -92,7 +97,7 @@ def qk_norm_rope_attention(
     if _fused_is_faster(tensors, options, cos, sin, q_weight, k_weight):
         return operators.qk_norm_rope_operator()(q, k, v, cos, sin, q_weight, k_weight, eps, key_lengths, *options)
     q, k = qk_norm_rope(q, k, cos, sin, q_weight=q_weight, k_weight=k_weight, norm="rms", eps=eps)
-    return attention(q, k, v, key_lengths=key_lengths, window=window, scale=scale)
+    return _run((q, k, v, key_lengths), options)  # of the same shapes, dtypes and device: checked above
 
 
 def _fused_is_faster(tensors: backends.Tensors, options, cos, sin, q_weight, k_weight) -> bool:
