@@ -1,0 +1,1 @@
+"""Oobleck's weights from other projects: diffusers and stable-audio-tools."""
