@@ -29,21 +29,21 @@ class Oobleck(Autoencoder):
 
     def posterior(self, audio: Tensor) -> tuple[Tensor, Tensor]:
         self.check_audio(audio)
-        x = self.pad_to_hop(audio.to(self._dtype))
+        x = _layout(self.pad_to_hop(audio.to(self._dtype)))
         length = x.shape[-1]
         mean, scale = _wide(self.encoder(x, 0, length // self.hop, length)).transpose(1, 2).chunk(2, dim=-1)
         return mean.contiguous(), F.softplus(scale) + 1e-4
 
     def decode(self, latents: Tensor) -> Tensor:
         self.check_latents(latents)
-        x = latents.to(self._dtype).transpose(1, 2)
+        x = _layout(latents.to(self._dtype).mT)
         return _wide(self.decoder(x, 0, latents.shape[1] * self.hop, latents.shape[1]))
 
     def decode_chunked(self, latents: Tensor, *, chunk: int = DEFAULT_CHUNK) -> Tensor:
         self.check_latents(latents)
         if chunk < 1:
             raise ValueError(f"chunk must be at least 1 latent, got {chunk}")
-        x = latents.to(self._dtype).transpose(1, 2)
+        x = _layout(latents.to(self._dtype).mT)
         length = latents.shape[1]
         pieces = []
         for begin in range(0, length, chunk):
@@ -64,6 +64,12 @@ class Oobleck(Autoencoder):
 
 def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _layout(x: Tensor) -> Tensor:
+    if x.is_cpu and not torch.is_grad_enabled():
+        return x.mT.contiguous().mT
+    return x.contiguous()
 
 
 def _tile(channels: int) -> int:

@@ -47,9 +47,16 @@ def outside(span: tuple[int, int], length: int) -> tuple[int, int]:
     return max(0, -span[0]), max(0, span[1] - length)
 
 
+def channels_last(x: Tensor) -> bool:
+    """Whether the channels of ``[B, C, T]`` lie side by side in memory."""
+    return x.stride(1) == 1
+
+
 def pad(x: Tensor, beside: tuple[int, int]) -> Tensor:
-    """``x`` with zeros for the positions outside the signal; x itself where there are none."""
-    return F.pad(x, beside) if any(beside) else x
+    """``x`` with zeros for the positions outside the signal, in x's layout; x itself where there are none."""
+    if not any(beside):
+        return x
+    return F.pad(x.mT, (0, 0, *beside)).mT if channels_last(x) else F.pad(x, beside)
 
 
 class Chain(nn.ModuleList):
@@ -84,7 +91,8 @@ class Chain(nn.ModuleList):
             low, high = clip(self.source(start, stop), length)
             piece = self._stretch(x[..., low - first : high - first], start, stop, length)
             if out is None:
-                out = piece.new_empty(*piece.shape[:-1], end - begin)
+                batch, channels, _ = piece.shape
+                out = piece.new_empty(batch, end - begin, channels).mT
             out[..., start - begin : stop - begin] = piece
         return cast(Tensor, out)
 
