@@ -44,6 +44,11 @@ def snake(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     return presto_kernels.snake(rows.reshape(-1, x.shape[1], 1), alpha, beta).view(rows.shape).mT
 
 
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int = 1) -> Tensor:
+    """A convolution without padding that stays channels-last; conv1d would turn its input round twice."""
+    return F.conv2d(x.unsqueeze(2), weight.unsqueeze(2), bias, dilation=(1, dilation)).squeeze(2)
+
+
 class Snake(Layer):
     """x + sin(alpha x)^2 / (beta + 1e-9); alpha and beta themselves, where a checkpoint holds their logarithms."""
 
@@ -78,7 +83,7 @@ class Conv(Layer):
         if not channels_last(x):
             return F.conv1d(x, self.weight.contiguous(), self.bias, dilation=self.dilation)
         if not as_product(x):
-            return F.conv1d(x, self.weight, self.bias, dilation=self.dilation)
+            return convolve(x, self.weight, self.bias, self.dilation)
         shifts = range(0, self.weight.shape[2] * self.dilation, self.dilation)
         rows = torch.cat([x.mT[:, shift : shift + end - begin] for shift in shifts], dim=-1)
         return F.linear(rows, self.weight.mT.flatten(1), self.bias).mT
@@ -105,7 +110,7 @@ class ResidualUnit(Layer):
         h = self.conv1(snake(x, self.snake1.alpha, self.snake1.beta), begin, end, length)
         h = snake(h, self.snake2.alpha, self.snake2.beta)
         if channels_last(x):
-            return F.linear(h.mT, self.weight2, self.bias2).add_(middle.mT).mT
+            return convolve(h, self.weight2.unsqueeze(2), self.bias2).add_(middle)
         return (middle + self.bias2[:, None]).baddbmm_(self.weight2.expand(len(h), -1, -1), h)
 
 
