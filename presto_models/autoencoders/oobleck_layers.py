@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import presto_kernels
+from presto_kernels import snake
 from presto_models.autoencoders.stretches import Layer, channels_last, clip, outside, pad
 
 
@@ -36,12 +36,12 @@ def as_product(x: Tensor) -> bool:
     return x.dtype == torch.bfloat16 and _has_amx()
 
 
-def snake(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+def periodic(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     """x + sin(alpha x)^2 / (beta + 1e-9), in x's layout."""
     if not channels_last(x):
-        return presto_kernels.snake(x, alpha, beta)
+        return snake(x, alpha, beta)
     rows = x.mT
-    return presto_kernels.snake(rows.reshape(-1, x.shape[1], 1), alpha, beta).view(rows.shape).mT
+    return snake(rows.reshape(-1, x.shape[1], 1), alpha, beta).view(rows.shape).mT
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int = 1) -> Tensor:
@@ -58,7 +58,7 @@ class Snake(Layer):
         self.beta = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor, begin: int, end: int, length: int) -> Tensor:
-        return snake(x, self.alpha, self.beta)
+        return periodic(x, self.alpha, self.beta)
 
 
 class Conv(Layer):
@@ -107,8 +107,8 @@ class ResidualUnit(Layer):
         first = clip(self.source(begin, end), length)[0]
         middle = x[..., begin - first : end - first]
         # snake(0) is 0, so that the zeros outside the signal are the same before and after it.
-        h = self.conv1(snake(x, self.snake1.alpha, self.snake1.beta), begin, end, length)
-        h = snake(h, self.snake2.alpha, self.snake2.beta)
+        h = self.conv1(periodic(x, self.snake1.alpha, self.snake1.beta), begin, end, length)
+        h = periodic(h, self.snake2.alpha, self.snake2.beta)
         if channels_last(x):
             return convolve(h, self.weight2.unsqueeze(2), self.bias2).add_(middle)
         return (middle + self.bias2[:, None]).baddbmm_(self.weight2.expand(len(h), -1, -1), h)
