@@ -104,9 +104,7 @@ def load_into(module: torch.nn.Module, weights: Mapping[str, Tensor], *, source:
     module.load_state_dict(dict(weights))
 
 
-def find_folder(
-    name: str | os.PathLike[str], *, files: Sequence[str] = ("*.safetensors", "*.json", "*.md")
-) -> Path:
+def find_folder(name: str | os.PathLike[str], *, files: Sequence[str] = ("*.safetensors", "*.json", "*.md")) -> Path:
     """The folder of a checkpoint: one that ships with the package (by name), a local folder, or a hub id.
 
     A hub id (``owner/name``) is downloaded with ``huggingface_hub``, which keeps it in its cache; of it, what fits

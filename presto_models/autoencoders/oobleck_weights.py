@@ -179,7 +179,9 @@ class _Reader:
             if f"{name}.{kind}" in self.left:
                 shape = tuple(self.weights[f"{self.prefix}{name}.{kind}"].shape)
                 if len(shape) != 3:
-                    raise CheckpointError(f"{self.source}: {self.prefix}{name}.{kind} has shape {shape}, no convolution's")
+                    raise CheckpointError(
+                        f"{self.source}: {self.prefix}{name}.{kind} has shape {shape}, no convolution's"
+                    )
                 return shape
         raise CheckpointError(f"{self.source}: missing {self.prefix}{name}.weight, or its two factors")
 
