@@ -1,0 +1,202 @@
+"""A light autoencoder that works on the frames of a Fourier transform and returns to audio by its inverse.
+
+The idea of the inverse-STFT head is Vocos' (Siuzdak 2023, 2306.00814), the blocks are ConvNeXt's (Liu et al. 2022,
+2201.03545) in one dimension, with SwiGLU for the GELU.  Sizes, and what follows, are ours.
+
+    audio [B, 1, T] --STFT, 4 frames a latent--> demodulated, compressed --2 frames a token--> ConvNeXt --2 tokens a latent--> mean, log variance
+    latents [B, N, C] --2 tokens--> ConvNeXt --2 frames a token--> log magnitude, phase --modulate, inverse STFT--> audio
+
+**Demodulated**: bin k of frame t is multiplied by exp(-2 pi i k t hop / n_fft), the phase a tone at the centre of the bin
+would have.  A steady tone then turns by at most half a bin, 10.8 Hz here, which tokens at 43 Hz can follow; a network that
+treats all times alike could not make it from raw phases, which advance by up to a turn every frame.
+
+Everything between the transforms is per token, so it is matrix products at bf16 speed: no audio-rate convolution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from presto_kernels import adaln_modulate, gated_residual, swiglu
+from presto_models.autoencoders.base import Autoencoder
+
+FRAMES_PER_TOKEN, TOKENS_PER_LATENT = 2, 2
+LOG_VARIANCE = (-14.0, 4.0)
+LOG_MAGNITUDE_MAX = 7.0  # exp(7) is above the sum of the window, 1024: what a full-scale tone reaches
+
+
+@dataclass(frozen=True)
+class SpectralAutoencoderConfig:
+    """Sizes of a :class:`SpectralAutoencoder`.
+
+    Args:
+        sample_rate: Hz.
+        latent_channels: C.
+        n_fft: length of a frame, a multiple of 4; frames are n_fft / 4 apart, a latent stands for n_fft samples.
+        dim, mlp_dim: width of the tokens and inner width of SwiGLU.
+        encoder_blocks, decoder_blocks: depth.
+        kernel_size: of the depthwise convolution over tokens, odd.
+    """
+
+    sample_rate: int = 44100
+    latent_channels: int = 32
+    n_fft: int = 2048
+    dim: int = 320
+    mlp_dim: int = 640
+    encoder_blocks: int = 4
+    decoder_blocks: int = 6
+    kernel_size: int = 7
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be an int of at least 1, got {value!r}")
+        if self.n_fft % 4:
+            raise ValueError(f"n_fft must be a multiple of 4, got {self.n_fft}")
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, got {self.kernel_size}")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SpectralAutoencoderConfig:
+        """The config :meth:`to_dict` wrote."""
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, ready for JSON."""
+        return asdict(self)
+
+
+class SpectralAutoencoder(Autoencoder):
+    """Mono audio at ``sample_rate`` to C channels, one latent per ``n_fft`` samples (21.5 a second), and back.
+
+    ``encode`` and ``decode`` as :class:`Autoencoder` promises; :meth:`posterior` is what training needs.
+    """
+
+    audio_channels = 1
+
+    def __init__(self, config: SpectralAutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.sample_rate, self.latent_channels, self.hop = config.sample_rate, config.latent_channels, config.n_fft
+        self.frame_hop = config.n_fft // 4
+        bins = config.n_fft // 2 + 1
+        self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
+        self.encoder = nn.Sequential(
+            nn.Linear(FRAMES_PER_TOKEN * 2 * bins, config.dim),
+            *(ConvNeXtBlock(config) for _ in range(config.encoder_blocks)),
+            Norm(config.dim),
+        )
+        self.to_posterior = nn.Linear(TOKENS_PER_LATENT * config.dim, 2 * config.latent_channels)
+        self.from_latents = nn.Linear(config.latent_channels, TOKENS_PER_LATENT * config.dim)
+        self.decoder = nn.Sequential(
+            *(ConvNeXtBlock(config) for _ in range(config.decoder_blocks)),
+            Norm(config.dim),
+            nn.Linear(config.dim, FRAMES_PER_TOKEN * 2 * bins),
+        )
+        # A quiet start: magnitudes of about exp(-2), so that the first steps do not begin with full-scale noise.
+        with torch.no_grad():
+            head = self.decoder[-1]
+            assert isinstance(head, nn.Linear)
+            head.bias.view(FRAMES_PER_TOKEN, 2, bins)[:, 0].fill_(-2.0)
+
+    @property
+    def decoder_context(self) -> int:
+        """How many latents on either side reach into what a latent decodes to."""
+        tokens = self.config.decoder_blocks * (self.config.kernel_size // 2)
+        return -(-tokens // TOKENS_PER_LATENT) + 1  # and one for the overlap of the frames
+
+    def posterior(self, audio: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of the latents, each ``[B, N, C]``, fp32, of audio ``[B, 1, T]``."""
+        self.check_audio(audio)
+        spectrum = self._stft(self.pad_to_hop(audio.float()))
+        compressed = torch.view_as_real(spectrum * (spectrum.abs() + 1e-5).pow(-0.6))  # |S|^0.4, phase kept
+        tokens = rearrange(compressed, "b (n f) k c -> b n (f c k)", f=FRAMES_PER_TOKEN)
+        h = self.encoder(tokens.to(self._dtype()))
+        h = self.to_posterior(rearrange(h, "b (n p) d -> b n (p d)", p=TOKENS_PER_LATENT)).float()
+        mean, log_variance = h.chunk(2, dim=-1)
+        return mean, log_variance.clamp(*LOG_VARIANCE)
+
+    def encode(self, audio: Tensor) -> Tensor:
+        return self.posterior(audio)[0]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        self.check_latents(latents)
+        h = self.from_latents(latents.to(self._dtype()))
+        h = self.decoder(rearrange(h, "b n (p d) -> b (n p) d", p=TOKENS_PER_LATENT)).float()
+        log_magnitude, phase = rearrange(h, "b n (f c k) -> c b (n f) k", f=FRAMES_PER_TOKEN, c=2).unbind(0)
+        return self._istft(torch.polar(log_magnitude.clamp(max=LOG_MAGNITUDE_MAX).exp(), phase))
+
+    def _stft(self, audio: Tensor) -> Tensor:
+        """Demodulated ``[B, frames, bins]`` of ``[B, 1, T]``: frames stand centred on their hop, silence around."""
+        margin = (self.config.n_fft - self.frame_hop) // 2
+        frames = F.pad(audio[:, 0], (margin, margin)).unfold(-1, self.config.n_fft, self.frame_hop)
+        spectrum = torch.fft.rfft(frames * self.window)
+        return spectrum * self._turn(spectrum.shape[1], spectrum.device).conj()
+
+    def _istft(self, spectrum: Tensor) -> Tensor:
+        """``[B, 1, frames * frame_hop]``: least squares, frames weighted by the window and divided by its square."""
+        batch, frames, _ = spectrum.shape
+        turned = spectrum * self._turn(frames, spectrum.device)
+        pieces = torch.fft.irfft(turned, n=self.config.n_fft) * self.window
+        envelope = self.window.square().expand(1, frames, -1)
+        margin = (self.config.n_fft - self.frame_hop) // 2
+        audio = _overlap_add(pieces)[:, margin:-margin] / _overlap_add(envelope)[:, margin:-margin]
+        return audio.reshape(batch, 1, -1)
+
+    def _turn(self, frames: int, device: torch.device) -> Tensor:
+        """exp(2 pi i k t / 4) ``[frames, bins]``: hop / n_fft is 1 / 4, so it only takes the values 1, i, -1, -i."""
+        quarter = torch.outer(
+            torch.arange(frames, device=device), torch.arange(self.config.n_fft // 2 + 1, device=device)
+        )
+        return torch.polar(torch.ones((), device=device), quarter.remainder(4) * (math.pi / 2))
+
+    def _dtype(self) -> torch.dtype:
+        return self.from_latents.weight.dtype
+
+
+class Norm(nn.Module):
+    """Layer norm over the last dim with weight and bias; presto_kernels' fused one."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return adaln_modulate(x, None, None, weight=self.weight, bias=self.bias)
+
+
+class ConvNeXtBlock(nn.Module):
+    """x + gate * W2 swiglu(W1 norm(depthwise(x))) on tokens ``[B, N, D]``."""
+
+    def __init__(self, config: SpectralAutoencoderConfig) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv1d(
+            config.dim, config.dim, config.kernel_size, padding=config.kernel_size // 2, groups=config.dim
+        )
+        self.norm = Norm(config.dim)
+        self.proj_in = nn.Linear(config.dim, 2 * config.mlp_dim)
+        self.proj_out = nn.Linear(config.mlp_dim, config.dim)
+        self.gate = nn.Parameter(torch.full((config.dim,), 0.3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.depthwise(x.transpose(1, 2)).transpose(1, 2)
+        return gated_residual(x, self.proj_out(swiglu(self.proj_in(self.norm(h)))), self.gate)
+
+
+def _overlap_add(frames: Tensor) -> Tensor:
+    """``[B, F, n]`` frames a quarter of their length apart, summed: ``[B, (F + 3) n / 4]``."""
+    batch, count, size = frames.shape
+    quarters = frames.unflatten(2, (4, size // 4))
+    total = frames.new_zeros(batch, count + 3, size // 4)
+    for i in range(4):
+        total[:, i : i + count] += quarters[:, :, i]
+    return total.flatten(1)
