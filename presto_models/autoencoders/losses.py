@@ -31,6 +31,8 @@ class AutoencoderLossConfig:
 class AutoencoderLoss(nn.Module):
     """``loss(audio, output, mean, log_variance)`` → (total, parts), audio and output ``[B, channels, T]`` fp32."""
 
+    window: Tensor
+
     def __init__(self, config: AutoencoderLossConfig, sample_rate: int) -> None:
         super().__init__()
         import auraloss.freq

@@ -3,12 +3,14 @@
 The idea of the inverse-STFT head is Vocos' (Siuzdak 2023, 2306.00814), the blocks are ConvNeXt's (Liu et al. 2022,
 2201.03545) in one dimension, with SwiGLU for the GELU.  Sizes, and what follows, are ours.
 
-    audio [B, 1, T] --STFT, 4 frames a latent--> demodulated, compressed --2 frames a token--> ConvNeXt --2 tokens a latent--> mean, log variance
-    latents [B, N, C] --2 tokens--> ConvNeXt --2 frames a token--> log magnitude, phase --modulate, inverse STFT--> audio
+    encode   audio [B, 1, T] -> STFT, 4 frames a latent -> demodulated, |S|^0.4 -> 2 frames a token -> ConvNeXt
+             -> 2 tokens a latent -> mean, log variance [B, N, C]
+    decode   latents [B, N, C] -> 2 tokens each -> ConvNeXt -> 2 frames a token: log magnitude, phase -> modulated
+             -> inverse STFT -> audio [B, 1, N hop]
 
-**Demodulated**: bin k of frame t is multiplied by exp(-2 pi i k t hop / n_fft), the phase a tone at the centre of the bin
-would have.  A steady tone then turns by at most half a bin, 10.8 Hz here, which tokens at 43 Hz can follow; a network that
-treats all times alike could not make it from raw phases, which advance by up to a turn every frame.
+**Demodulated**: bin k of frame t is multiplied by exp(-2 pi i k t / 4), against the phase that a tone at the centre of
+the bin gains from frame to frame.  A steady tone then turns by at most half a bin, 10.8 Hz here, which tokens at 43 Hz
+can follow; a network that treats all times alike could not make it from raw phases, which gain up to a turn a frame.
 
 Everything between the transforms is per token, so it is matrix products at bf16 speed: no audio-rate convolution.
 """
@@ -81,6 +83,7 @@ class SpectralAutoencoder(Autoencoder):
     """
 
     audio_channels = 1
+    window: Tensor
 
     def __init__(self, config: SpectralAutoencoderConfig) -> None:
         super().__init__()
