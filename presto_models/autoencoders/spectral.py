@@ -17,7 +17,6 @@ Everything between the transforms is per token, so it is matrix products at bf16
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -140,26 +139,20 @@ class SpectralAutoencoder(Autoencoder):
     def _stft(self, audio: Tensor) -> Tensor:
         """Demodulated ``[B, frames, bins]`` of ``[B, 1, T]``: frames stand centred on their hop, silence around."""
         margin = (self.config.n_fft - self.frame_hop) // 2
-        frames = F.pad(audio[:, 0], (margin, margin)).unfold(-1, self.config.n_fft, self.frame_hop)
-        spectrum = torch.fft.rfft(frames * self.window)
-        return spectrum * self._turn(spectrum.shape[1], spectrum.device).conj()
+        frames = F.pad(audio[:, 0], (margin, margin)).unfold(-1, self.config.n_fft, self.frame_hop) * self.window
+        # exp(-2 pi i k t / 4) is a roll of frame t by t quarters: quarter j goes to where its absolute time says.
+        parts = [frames[:, t::4].roll(t * self.frame_hop, -1) for t in range(4)]
+        return torch.fft.rfft(torch.stack(parts, 2).flatten(1, 2))
 
     def _istft(self, spectrum: Tensor) -> Tensor:
         """``[B, 1, frames * frame_hop]``: least squares, frames weighted by the window and divided by its square."""
         batch, frames, _ = spectrum.shape
-        turned = spectrum * self._turn(frames, spectrum.device)
-        pieces = torch.fft.irfft(turned, n=self.config.n_fft) * self.window
-        envelope = self.window.square().expand(1, frames, -1)
-        margin = (self.config.n_fft - self.frame_hop) // 2
-        audio = _overlap_add(pieces)[:, margin:-margin] / _overlap_add(envelope)[:, margin:-margin]
-        return audio.reshape(batch, 1, -1)
-
-    def _turn(self, frames: int, device: torch.device) -> Tensor:
-        """exp(2 pi i k t / 4) ``[frames, bins]``: hop / n_fft is 1 / 4, so it only takes the values 1, i, -1, -i."""
-        quarter = torch.outer(
-            torch.arange(frames, device=device), torch.arange(self.config.n_fft // 2 + 1, device=device)
-        )
-        return torch.polar(torch.ones((), device=device), quarter.remainder(4) * (math.pi / 2))
+        quarters = torch.fft.irfft(spectrum, n=self.config.n_fft).view(batch, frames // 4, 4, 4, self.frame_hop)
+        window = self.window.view(4, self.frame_hop)
+        margin = 3 * self.frame_hop // 2
+        audio = _overlap_add(quarters, window)[:, margin:-margin]
+        envelope = _overlap_add(window.expand_as(quarters[:1]), window, rolled=False)[:, margin:-margin]
+        return (audio / envelope).unsqueeze(1)
 
     def _dtype(self) -> torch.dtype:
         return self.from_latents.weight.dtype
@@ -195,11 +188,17 @@ class ConvNeXtBlock(nn.Module):
         return gated_residual(x, self.proj_out(swiglu(self.proj_in(self.norm(h)))), self.gate)
 
 
-def _overlap_add(frames: Tensor) -> Tensor:
-    """``[B, F, n]`` frames a quarter of their length apart, summed: ``[B, (F + 3) n / 4]``."""
-    batch, count, size = frames.shape
-    quarters = frames.unflatten(2, (4, size // 4))
-    total = frames.new_zeros(batch, count + 3, size // 4)
-    for i in range(4):
-        total[:, i : i + count] += quarters[:, :, i]
-    return total.flatten(1)
+def _overlap_add(quarters: Tensor, window: Tensor, *, rolled: bool = True) -> Tensor:
+    """Windowed frames a quarter of their length apart, summed: ``[B, G, 4, 4, n/4]`` → ``[B, (4 G + 3) n/4]``.
+
+    ``quarters[:, g, t, j]`` is quarter j of frame 4 g + t; when ``rolled`` it was turned by t quarters, so that the
+    quarter that sounds i quarters into the frame is (t + i) mod 4.
+    """
+    batch, groups = quarters.shape[:2]
+    total = quarters.new_zeros(batch, groups + 2, 4, quarters.shape[-1])  # 4 G + 3 and five that stay empty
+    for t in range(4):
+        for i in range(4):
+            carry, place = divmod(t + i, 4)
+            source = place if rolled else i
+            total[:, carry : carry + groups, place].addcmul_(quarters[:, :, t, source], window[i])
+    return total.flatten(1, 2)[:, : 4 * groups + 3].flatten(1)
