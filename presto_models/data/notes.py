@@ -6,7 +6,7 @@ import json
 import re
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,8 @@ class BadScore(Exception):
 class Notes:
     """A piece as notes.
 
-    parts: for each part, notes `[start, length, MIDI pitch, accent]`, start and length in quarters, accent 2 on the first
-    beat of a measure, 1 on a beat and 0 between. tempi: `[start in quarters, quarters a minute]`, the first at 0.
+    parts: for each part, notes `[start, length, MIDI pitch, accent]`, start and length in quarters, accent 2 on the
+    first beat of a measure, 1 on a beat and 0 between. tempi: `[start in quarters, quarters a minute]`, the first at 0.
     measures: starts in quarters. key: `[tonic pitch class, mode]` as the score says it, or None. sharps: of the key
     signature, negative for flats.
     """
@@ -66,6 +66,7 @@ def read_notes(piece: Piece) -> Notes:
     """The notes of a piece, repeats unfolded where it is short; BadScore where there is nothing to play."""
     from music21 import converter, key, meter, stream
 
+    score: Any
     if piece.text is not None:
         score = converter.parse(piece.text, format="abc", forceSource=True)
     else:
@@ -77,10 +78,8 @@ def read_notes(piece: Piece) -> Notes:
     metre, beat, declared, sharps = "4/4", 1.0, None, 0
     for index, part in enumerate(streams):
         if len(part.getElementsByClass(stream.Measure)) <= _SHORT_ENOUGH_TO_UNFOLD:
-            try:
+            with suppress(Exception):  # marks that contradict each other: played once, as written
                 part = part.expandRepeats()
-            except Exception:  # marks that contradict each other: played once, as written
-                pass
         flat = part.stripTies().flatten()
         if index == 0:
             measures = [float(measure.offset) for measure in part.getElementsByClass(stream.Measure)] or [0.0]
@@ -131,7 +130,7 @@ def _tempi(flat: Any) -> list[list[float]]:
 
 
 def _usual_tempo(piece: Piece, parts: list[list[list[float]]], length: float) -> float:
-    """Quarters a minute at which the kind of piece has its usual number of onsets a second: metres are notated too freely."""
+    """Quarters a minute that give a kind of piece its usual onsets a second: what a quarter is worth varies too much."""
     onsets = len({note[0] for part in parts for note in part})
     rate = {"chorale": _CHORALE_RATE, "folk song": _FOLK_RATE, "classical movement": _OTHER_RATE}.get(
         piece.genre, _DANCE_RATE

@@ -1,6 +1,6 @@
 """`data render`: hours of stereo music from public-domain scores, captioned and split by piece.
 
-Each collection has its own row of jobs (piece, variation) in an order shuffled by the seed, and gets its share of the hours.
+Each collection has its own row of jobs (piece, variation) in an order shuffled by the seed, and its share of the hours.
 Jobs run in any number of processes and are counted in their row's order, so that the clips are the same for a seed
 however many workers there are and however often the run was killed.
 """
@@ -94,8 +94,9 @@ class _Row:
 def run(options: RenderOptions) -> dict[str, Any]:
     """Renders, and returns the summary that is also in `out/summary.json`.
 
-    Raises ValueError for options out of range, or where `out` holds clips of another seed or SoundFont, FileNotFoundError
-    where there is no SoundFont, and OSError where the disk is full; finished clips stay and a later run goes on.
+    Raises ValueError for options out of range, or where `out` holds clips of another seed or SoundFont,
+    FileNotFoundError where there is no SoundFont, and OSError where the disk is full; finished clips stay and a later
+    run goes on.
     """
     if options.hours <= 0:
         raise ValueError(f"hours: {options.hours} is not above 0")

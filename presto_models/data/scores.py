@@ -1,8 +1,8 @@
 """The pieces to render: what music21's corpus holds, found without parsing music, and split so that no tune crosses.
 
 Only titles and the first notes of each piece are read here (plain text of ABC, XML inside mxl), so that listing some
-twelve thousand tunes takes seconds. Pieces are joined into one group where they are movements of one work, where their titles
-agree once normalised, or where their first notes move by the same diatonic steps; a group lands in one split.
+twelve thousand tunes takes seconds. Pieces are joined into one group where they are movements of one work, where their
+titles agree once normalised, or where their first notes move by the same diatonic steps; a group lands in one split.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import zipfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 COLLECTIONS = ("bach", "ryansMammoth", "oneills1850", "essenFolksong", "beethoven", "mozart", "haydn", "joplin")
@@ -22,8 +23,8 @@ HELD_OUT_SHARE = 0.05  # of the groups, for validation and as much again for tes
 FINGERPRINT_STEPS = 10
 
 _CLASSICAL = ("beethoven", "mozart", "haydn")  # a handful of works each: split together, or none would be held out
-_DANCES = ("double jig", "slip jig", "slipjig", "jig", "reel", "hornpipe", "strathspey", "clog", "highland fling")
-_DANCES += ("fling", "waltz", "march", "polka", "air", "slide", "walkaround")
+_DANCES: tuple[str, ...] = ("double jig", "slip jig", "slipjig", "jig", "reel", "hornpipe", "strathspey", "clog")
+_DANCES += ("highland fling", "fling", "waltz", "march", "polka", "air", "slide", "walkaround")
 _TITLE_NOISE = re.compile(rf"\b({'|'.join(_DANCES)}|the|a|an|no|[0-9]+|[ivx]+)\b")
 _NOT_A_TITLE = frozenset({"", "untitled", "lied", "gan ainm"})
 _LETTERS = "CDEFGAB"
@@ -56,7 +57,7 @@ def find_pieces(folder: Path | None = None, collections: Sequence[str] = COLLECT
     """Every piece of `collections` below `folder` (default: music21's corpus), with its split, sorted by id.
 
     The split is drawn over all allowed collections whatever `collections` asks for, so that a run over few of them
-    agrees with a run over all. Raises ValueError for an unknown collection and FileNotFoundError where nothing is found.
+    agrees with a run over all. Raises ValueError for an unknown collection, FileNotFoundError where nothing is found.
     """
     unknown = sorted(set(collections) - set(COLLECTIONS))
     if unknown:
@@ -116,7 +117,9 @@ def _chorale_titles() -> dict[str, str]:
     return {str(number): entry["title"] for by_bwv in both for number, entry in by_bwv.items() if entry.get("title")}
 
 
-def _from_xml(path: Path, collection: str, folder: Path, chorales: dict[str, str]) -> list[tuple[Piece, tuple[str, ...]]]:
+def _from_xml(
+    path: Path, collection: str, folder: Path, chorales: dict[str, str]
+) -> list[tuple[Piece, tuple[str, ...]]]:
     if path.suffix not in (".mxl", ".xml"):
         return []  # the few Humdrum files repeat pieces that are there as MusicXML
     name = "-".join(path.relative_to(folder / collection).with_suffix("").parts)
@@ -140,7 +143,7 @@ def _same_as(title: str, steps: list[int]) -> tuple[str, ...]:
     if (plain := normalized_title(title)) not in _NOT_A_TITLE:
         keys.append(f"title:{plain}")
     if len(steps) > FINGERPRINT_STEPS:
-        moves = (b - a for a, b in zip(steps, steps[1 : FINGERPRINT_STEPS + 1], strict=False))
+        moves = (b - a for a, b in pairwise(steps))
         keys.append("steps:" + ",".join(map(str, moves)))
     return tuple(keys)
 

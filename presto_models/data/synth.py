@@ -13,7 +13,12 @@ SAMPLE_RATE = 44_100
 LOUDNESS = 10 ** (-20 / 20)  # RMS of a clip against full scale
 PEAK = 0.95
 _NAMES = ("FluidR3_GM.sf2", "default-GM.sf2")
-_FOLDERS = ("/usr/share/sounds/sf2", "/usr/share/soundfonts", "/usr/local/share/soundfonts", "/opt/homebrew/share/soundfonts")
+_FOLDERS = (
+    "/usr/share/sounds/sf2",
+    "/usr/share/soundfonts",
+    "/usr/local/share/soundfonts",
+    "/opt/homebrew/share/soundfonts",
+)
 _ALL_SOUND_OFF, _RESET, _PAN = 120, 121, 10
 _logger = logging.getLogger(__name__)
 
@@ -38,7 +43,9 @@ def find_soundfont(path: str | None = None) -> Path:
     else:
         found = Path(pretty_midi.__file__).with_name("TimGM6mb.sf2")
     if found is None or not found.is_file():
-        raise FileNotFoundError(f"soundfont: no {_NAMES[0]} in {', '.join(_FOLDERS)}; install fluid-soundfont-gm or name one")
+        raise FileNotFoundError(
+            f"soundfont: no {_NAMES[0]} in {', '.join(_FOLDERS)}; install fluid-soundfont-gm or name one"
+        )
     _logger.warning("no %s found: using %s, whose sound is nearly mono", _NAMES[0], found.name)
     return found
 
