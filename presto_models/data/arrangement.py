@@ -205,7 +205,7 @@ def _tags(piece: Piece, notes: Notes, parts: list[list[list[float]]], shift: int
 
 
 def _krumhansl(parts: list[list[list[float]]], sharps: int) -> tuple[int, str]:
-    """Krumhansl and Schmuckler: the key whose profile fits the time each pitch class sounds, leaning to the signature."""
+    """Krumhansl and Schmuckler: the key whose profile fits the time each pitch class sounds, near the signature."""
     sounding = np.zeros(12)
     for part in parts:
         for _, length, pitch, _ in part:

@@ -26,8 +26,8 @@ def read_audio(
     """`[channels, samples]` fp32 of an audio file, resampled and mixed down or doubled where it differs (said once).
 
     Only `seconds` from `start` on are read; less comes back where the file ends earlier. Several channels become one by
-    their mean, one becomes several by copying. Raises FileNotFoundError where there is no file, and ValueError for a file that is
-    empty, cut short or no audio, for a start past its end, and for channels that cannot be mapped.
+    their mean, one becomes several by copying. Raises FileNotFoundError where there is no file, and ValueError for a
+    file that is empty, cut short or no audio, for a start past its end, and for channels that cannot be mapped.
     """
     soundfile = _soundfile()
     path = Path(path)

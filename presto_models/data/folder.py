@@ -41,8 +41,8 @@ class AudioFolder:
     Beside `name.wav` (flac, ogg, mp3, aiff) lies `name.json`, `{"caption": str | "captions": [str], "tags": {...}}`, or
     `name.txt` with a caption a line. The split is the first of: a folder `train`, `validation` or `test` on the way to
     the file; "split" in its JSON; else a hash of "piece" in the JSON or of the file's name, 90 / 5 / 5. `split=None`
-    takes all. `without` leaves out items by tag, `{"collection": ["joplin"]}`. Files that cannot be read, are shorter than
-    `min_seconds`, or have no caption where `captioned` asks for one, are skipped and counted by reason in `.skipped`.
+    takes all. `without` leaves out items by tag, `{"collection": ["joplin"]}`. Files that cannot be read, are shorter
+    than `min_seconds`, or have no caption where `captioned` asks for one, are skipped and counted in `.skipped`.
 
     Raises FileNotFoundError where `root` is no folder, ValueError for another split or where nothing usable is left.
     """
@@ -103,7 +103,7 @@ class Crops(Dataset[dict[str, Any]]):
     `crops[i]` is `{"audio": [channels, samples] fp32, "caption": str, "item": int}`: a file drawn in proportion to its
     length, a place in it, one of its captions ("" where it has none), and its number in `folder.items`. A file
     shorter than `seconds` is followed by silence. `length` (default: as many as the folder holds end to end) is what
-    `len` says. A file that turns out broken is counted in `.broken` and another drawn; RuntimeError where ten in a row are.
+    `len` says. A file that turns out broken is counted in `.broken` and another drawn; RuntimeError after ten in a row.
     """
 
     def __init__(

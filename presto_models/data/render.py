@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from presto_models.data.arrangement import arrange
-from presto_models.data.audio_files import written_beside
+from presto_models.data.audio_files import write_audio, written_beside
 from presto_models.data.notes import BadScore, cached_notes
 from presto_models.data.scores import COLLECTIONS, SPLITS, Piece, find_pieces
 from presto_models.data.synth import SAMPLE_RATE, Player, find_soundfont
@@ -38,7 +39,7 @@ SHARES = {
     "joplin": 0.09,
 }
 MAX_VARIATIONS = 200
-_VERSION = 1  # raise when the same seed gives other clips
+_VERSION = 2  # raise when the same seed gives other clips
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def render_pieces(pieces: Sequence[Piece], soundfont: Path, options: RenderOptio
         task = bar.add_task("render", total=options.hours, skipped=0)
         try:
             while any(not row.done for row in rows.values()):
-                while sum(len(row.under_way) for row in rows.values()) < 2 * workers + 2:
+                while sum(not future.done() for row in rows.values() for _, future in row.under_way) < 2 * workers:
                     open_rows = [row for row in rows.values() if not row.done and not row.exhausted and row.share < 1.2]
                     if not open_rows:
                         break
@@ -183,6 +184,7 @@ _player: Player | None = None
 
 def _start_worker(soundfont: str) -> None:
     global _player
+    torch.set_num_threads(1)
     _player = Player(Path(soundfont))
     parent = multiprocessing.parent_process()
 
@@ -196,8 +198,6 @@ def _start_worker(soundfont: str) -> None:
 
 def _render_job(piece: Piece, variation: int, out: str, seed: int, timeout: float) -> Clip:
     """Renders one clip, the sound first and its description last, unless both are there already."""
-    import soundfile
-
     assert _player is not None
     name = f"{piece.id}-v{variation}"
     description = Path(out) / piece.split / f"{name}.json"
@@ -208,16 +208,15 @@ def _render_job(piece: Piece, variation: int, out: str, seed: int, timeout: floa
         notes = cached_notes(piece, Path(out) / "midi", timeout)
     except BadScore as error:
         return Clip(name, piece.id, skipped=str(error))
-    arrangement = arrange(piece, notes, seed=seed, variation=variation)
-    if arrangement is None:
-        return Clip(name, piece.id, skipped="shorter than 6 s")
     try:
+        arrangement = arrange(piece, notes, seed=seed, variation=variation)
+        if arrangement is None:
+            return Clip(name, piece.id, skipped="shorter than 6 s")
         sound = _player.play(arrangement)
-    except ValueError as error:
-        return Clip(name, piece.id, skipped=str(error))
+    except Exception as error:  # a score may say anything; one of thousands must not end the run
+        return Clip(name, piece.id, skipped=f"cannot be played ({type(error).__name__}: {error})")
     audio = description.with_suffix(".wav")
-    with written_beside(audio) as beside:
-        soundfile.write(beside, sound, SAMPLE_RATE, subtype="PCM_16")
+    write_audio(audio, torch.from_numpy(sound.T), SAMPLE_RATE)
     record = {
         "id": name,
         "file": f"{piece.split}/{audio.name}",

@@ -127,6 +127,7 @@ def _from_xml(
     work = path.stem if path.parent.name == collection else path.parent.name
     if collection == "bach":
         work = re.split(r"[-a]", name)[0]
+        genre = "prelude" if work == "bwv846" else genre  # the one piece there that is no chorale
     title = chorales.get(work.removeprefix("bwv"), "") if collection == "bach" else ""
     piece = Piece(id=f"{collection}-{name}", collection=collection, title=title or name, genre=genre, path=str(path))
     return [(piece, (f"work:{collection}-{work}", *_same_as(title, _xml_steps(path))))]
