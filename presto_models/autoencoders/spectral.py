@@ -156,7 +156,7 @@ class SpectralAutoencoder(Autoencoder):
 
     def posterior(self, frames: Frames) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the latents, each ``[B, N, C]``, fp32."""
-        strength = frames.magnitude[..., : self.config.tonal_bins, None].pow(0.3)
+        strength = frames.magnitude[..., : self.config.tonal_bins, None].clamp_min(1e-6).pow(0.3)
         parts = (frames.log_magnitude / 3, (0.3 * strength * frames.advance).flatten(2))
         tokens = rearrange(torch.cat(parts, -1), "b (n f) k -> b n (f k)", f=FRAMES_PER_TOKEN)
         h = self.encoder(tokens.to(self._dtype()))
