@@ -120,6 +120,7 @@ def _play_order(part: Any, count: int) -> list[int]:
     of_measure = {}
     for index, measure in enumerate(part.getElementsByClass(stream.Measure)):
         copy = stream.Measure(number=index + 1)
+        copy.editorial.place = index  # unlike the number, it is not counted anew while unfolding
         copy.append(note.Rest(quarterLength=measure.duration.quarterLength))
         copy.leftBarline, copy.rightBarline = deepcopy(measure.leftBarline), deepcopy(measure.rightBarline)
         for mark in measure.getElementsByClass(repeat.RepeatExpression):
@@ -133,7 +134,7 @@ def _play_order(part: Any, count: int) -> list[int]:
         played = bare.expandRepeats()
     except Exception:  # marks that contradict each other: played once, as written
         return list(range(count))
-    return [measure.number - 1 for measure in played.getElementsByClass(stream.Measure)]
+    return [measure.editorial.place for measure in played.getElementsByClass(stream.Measure)]
 
 
 def _notes_of(bars: list[tuple[float, Any]], order: list[int], starts: list[float], beat: float) -> list[list[float]]:
