@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("music21")
 from presto_models.data import notes as module
 from presto_models.data.notes import BadScore, cached_notes, read_notes
 from presto_models.data.scores import Piece
+
+pytest.importorskip("music21")
 
 
 def abc(body: str, header: str = "") -> Piece:

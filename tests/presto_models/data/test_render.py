@@ -1,7 +1,8 @@
-"""Rendering from end to end on tiny scores: the same clips however many workers there are and however often it was killed."""
+"""Rendering tiny scores end to end: the same clips for any number of workers, killed in between or not."""
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -12,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-soundfile = pytest.importorskip("soundfile")
-pytest.importorskip("music21")
 from presto_models.data.audio_files import read_audio
 from presto_models.data.render import RenderOptions, render_pieces, run
 from presto_models.data.synth import LOUDNESS, PEAK, find_soundfont
+
+soundfile = pytest.importorskip("soundfile")
+pytest.importorskip("music21")
 
 HOURS = 0.03
 
@@ -74,19 +76,17 @@ def test_a_killed_run_goes_on_to_the_same_clips(rendered, tmp_path, pieces, soun
         "    render_pieces(*pickle.loads(open(sys.argv[1], 'rb').read()))\n"
     )
     out = tmp_path / "out"
-    import pickle
-
     options = RenderOptions(out=str(out), hours=50.0, workers=1)
     (tmp_path / "job").write_bytes(pickle.dumps((pieces, soundfont, options)))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    run_ = subprocess.Popen([sys.executable, str(script), str(tmp_path / "job")], env=environment)
+    killed = subprocess.Popen([sys.executable, str(script), str(tmp_path / "job")], env=environment)
     try:
         deadline = time.monotonic() + 120
         while len(list(out.glob("train/*.json"))) < 2 and time.monotonic() < deadline:
             time.sleep(0.02)
     finally:
-        run_.send_signal(signal.SIGKILL)
-        run_.wait()
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
     time.sleep(0.5)  # the worker follows its parent
     made = {path: path.stat().st_mtime_ns for path in out.glob("train/*.wav")}
     kept = {path: made[path] for path in made if (rendered[0] / "train" / path.name).exists()}

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("music21")
 from presto_models.data import scores
+
+pytest.importorskip("music21")
 
 ABC = "X:{x}\nT:{title}\nR:reel\nM:4/4\nL:1/8\nK:{key}\n{notes}|\n\n"
 
@@ -48,19 +49,18 @@ def test_a_transposed_variant_under_another_name_stays_with_its_tune(tmp_path: P
     other = tmp_path / "oneills1850"
     other.mkdir()
     tunes = []
-    for number in range(40):  # forty tunes whose first notes differ, each again a step higher in the other collection
+    for number in range(60):  # tunes whose first notes differ, each again a step higher in the other collection
         letters = "".join("CDEFGAB"[(number // 7**place) % 7] for place in range(4)) + "CDEFGABCDEF"
         higher = letters.translate(str.maketrans("CDEFGAB", "DEFGABc"))
-        (folder / f"t{number}.abc").write_text(
-            ABC.format(x=1, title=f"Name {'abcdefgh'[number % 8]}", key="C", notes=letters)
-        )
-        tunes.append(ABC.format(x=number + 1, title=f"Other {number}", key="D", notes=higher))
+        title = f"Name {chr(97 + number % 26)}{chr(97 + number // 26)}"
+        (folder / f"t{number}.abc").write_text(ABC.format(x=1, title=title, key="C", notes=letters))
+        tunes.append(ABC.format(x=number + 1, title=title[::-1], key="D", notes=higher))
     (other / "all.abc").write_text("".join(tunes))
     found = scores.find_pieces(tmp_path)
     split = {piece.id: piece.split for piece in found}
-    assert len(found) == 80
+    assert len(found) == 120
     assert set(split.values()) == {"train", "validation", "test"}
-    for number in range(40):
+    for number in range(60):
         assert split[f"ryansMammoth-t{number}-000"] == split[f"oneills1850-all-{number:03d}"]
 
 
