@@ -132,6 +132,8 @@ def _play_order(part: Any, count: int) -> list[int]:
         bare.insert(0, spanner.RepeatBracket(inside, number=bracket.number))
     try:
         played = bare.expandRepeats()
+    except BadScore:
+        raise
     except Exception:  # marks that contradict each other: played once, as written
         return list(range(count))
     return [measure.editorial.place for measure in played.getElementsByClass(stream.Measure)]
@@ -199,10 +201,10 @@ def _time_limit(seconds: float) -> Iterator[None]:
         return
 
     def late(*_: object) -> None:
-        raise BadScore("timeout")
+        raise BadScore("timeout")  # and again every second, where music21 swallowed it
 
     before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
         yield
     finally:
