@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from presto_models.training.config import TrainConfig, build, override, plain, read
 
 if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+    from torch import nn
+    from torch.distributed.device_mesh import DeviceMesh
+
     from presto_models.training.task import Task
 
 
@@ -42,12 +47,6 @@ def train(options: TrainOptions, name: str, kind: type[Any], make: Callable[[Any
 
     Returns 0 when the run is complete, 3 when it left early with a checkpoint (a signal, max_minutes).
     """
-    import torch
-
-    try:
-        from lightning.fabric import Fabric
-    except ImportError as error:
-        raise ImportError("training needs lightning: pip install 'presto-kernels[train]'") from error
     from presto_models.training.run_folder import RunFolder
     from presto_models.training.trainer import Trainer
 
@@ -56,30 +55,46 @@ def train(options: TrainOptions, name: str, kind: type[Any], make: Callable[[Any
     out = options.out or Path("runs") / f"{name}-{Path(options.config).stem}"
     folder = RunFolder(out, task=name, config=plain(config), resume=options.resume)
     task = make(config)
-    devices, nodes = options.devices, options.nodes
-    if torch.distributed.is_torchelastic_launched():
-        devices, nodes = torchrun_layout()
-    strategy: Any = "auto" if devices * nodes == 1 else "ddp"
-    if options.strategy == "fsdp2":
-        from lightning.fabric.strategies import ModelParallelStrategy
-
-        def parallelize(module: torch.nn.Module, mesh: Any) -> torch.nn.Module:
-            return task.shard(module, mesh["data_parallel"])
-
-        strategy = ModelParallelStrategy(parallelize, data_parallel_size=devices * nodes, tensor_parallel_size=1)
-    # Full precision here: a task autocasts its network itself, since Fabric's mixed precision would also round its
-    # inputs (noise levels, latents, audio) to bf16.
-    fabric = Fabric(
-        accelerator=options.accelerator, devices=devices, num_nodes=nodes, strategy=strategy, precision="32-true"
+    fabric = make_fabric(
+        task,
+        accelerator=options.accelerator,
+        devices=options.devices,
+        nodes=options.nodes,
+        strategy=options.strategy,
     )
     fabric.launch()
     done = Trainer(task, settings, folder, fabric, name=name).run(max_minutes=options.max_minutes)
     return 0 if done == settings.steps else 3
 
 
-def torchrun_layout() -> tuple[int, int]:
-    """(processes on this machine, machines), from the environment torchrun made."""
-    import os
+def make_fabric(task: Task, *, accelerator: str, devices: int, nodes: int, strategy: str) -> Fabric:
+    """Lightning's Fabric for this many processes; where torchrun started them, as many as it says."""
+    import torch
 
-    here = int(os.environ["LOCAL_WORLD_SIZE"])
-    return here, int(os.environ["WORLD_SIZE"]) // here
+    try:
+        from lightning.fabric import Fabric
+        from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
+    except ImportError as error:
+        raise ImportError("training needs lightning: pip install 'presto-kernels[train]'") from error
+
+    if torch.distributed.is_torchelastic_launched():
+        devices = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // devices
+    several: DDPStrategy | ModelParallelStrategy
+    if strategy == "fsdp2":
+
+        def parallelize(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
+            return task.shard(module, mesh["data_parallel"])
+
+        several = ModelParallelStrategy(parallelize, data_parallel_size=devices * nodes, tensor_parallel_size=1)
+    else:
+        several = DDPStrategy()
+    # Full precision here: a task autocasts its network itself, since Fabric's mixed precision would also round what
+    # goes in (noise levels, latents, audio) to bf16.
+    return Fabric(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=nodes,
+        strategy="auto" if devices * nodes == 1 else several,
+        precision="32-true",
+    )

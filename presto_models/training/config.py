@@ -89,19 +89,18 @@ class TrainConfig:
 
 
 def read(name: str | Path, task: str) -> dict[str, Any]:
-    """The values in a .toml or .json file, or of a preset (``presets/<task>-<name>.toml`` or ``presets/<name>.toml``).
+    """The values in a .toml or .json file, or of a preset, ``presets/<task>-<name>.toml``.
 
     Raises:
         FileNotFoundError: neither a file nor a preset.  ValueError: the file cannot be parsed.
     """
     path = Path(name)
     if not path.is_file():
-        shipped = [PRESETS / f"{task}-{name}.toml", PRESETS / f"{name}.toml"]
-        found = next((preset for preset in shipped if preset.is_file()), None)
-        if found is None:
-            known = sorted(p.stem for p in PRESETS.glob(f"{task}-*.toml"))
+        preset = PRESETS / f"{task}-{name}.toml"
+        if not preset.is_file():
+            known = ", ".join(sorted(p.stem.removeprefix(f"{task}-") for p in PRESETS.glob(f"{task}-*.toml")))
             raise FileNotFoundError(f"no config {str(name)!r}: not a file, and the presets of {task} are {known}")
-        path = found
+        path = preset
     try:
         values = json.loads(path.read_text()) if path.suffix == ".json" else tomllib.loads(path.read_text())
     except ValueError as error:
