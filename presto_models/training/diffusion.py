@@ -26,6 +26,7 @@ from presto_models.diffusion import (
 from presto_models.dit import DiT
 from presto_models.dit_config import DiTConfig
 from presto_models.text import Conditioner, EmbeddedCaptions, TagVocabulary, embed_captions, load_text_encoder
+from presto_models.text.encoder import parse_spec
 from presto_models.training.audio import ENDLESS, signed
 from presto_models.training.cli import TrainOptions, train
 from presto_models.training.config import TrainConfig
@@ -56,6 +57,7 @@ class DiffusionConfig:
         data: folder of encoded latents (``data encode``).
         autoencoder: checkpoint to hear samples with; None: samples are pictures of latents.
         text: the text encoder's spec; model.text_dim and pooled_dim must be its widths.
+        text_tokens: how many tokens of text the model sees; None: the encoder's own default.
         tags: the tag fields to condition on; none: no tags.
         drop_text, drop_tags, drop_all: how often a sample's text, its tags, or both are dropped in training.
         crops: the kinds of batches; batch counts all processes and micro-batches together.
@@ -68,6 +70,7 @@ class DiffusionConfig:
     data: str
     autoencoder: str | None = None
     text: str = "minilm"
+    text_tokens: int | None = None
     tags: tuple[str, ...] = ("collection", "mode", "tempo", "instrument")
     drop_text: float = 0.1
     drop_tags: float = 0.1
@@ -141,7 +144,14 @@ class DiffusionTask(Task):
         self.prompts = config.prompts or tuple(
             clip["captions"][0] for clip in self.held_out.clips[:SAMPLES] if clip["captions"]
         )
-        self.encoder = load_text_encoder(config.text)
+        kind, source, default = parse_spec(config.text)
+        self.encoder = load_text_encoder(
+            {
+                "kind": kind,
+                "source": source,
+                "max_tokens": default if config.text_tokens is None else config.text_tokens,
+            }
+        )
         self._check()
         self.captions = self._texts()
         self.low, self.device = config.train.precision == "bf16", torch.device("cpu")
@@ -190,7 +200,7 @@ class DiffusionTask(Task):
             seeds = [derived_seed(0, "validation", sample) for sample in samples]
             batch = self._collate(drawn, sigma[samples], seeds, self.held_out).to(self.device)
             losses[samples] = self.loss_module(batch.clean, batch.sigma, batch.seeds, batch.text, batch.tags).cpu()
-            counted[samples] += counts
+            counted.index_add_(0, torch.tensor(samples), counts)
         thirds = zip(("low_sigma", "middle_sigma", "high_sigma"), losses.chunk(3), counted.chunk(3), strict=True)
         parts = [("loss", losses, counted), *thirds]
         return {name: ((values * weights).sum(), weights.sum()) for name, values, weights in parts}

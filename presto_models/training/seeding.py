@@ -12,8 +12,11 @@ import torch
 
 
 def derived_seed(seed: int, purpose: str, *position: int) -> int:
-    """64 bits from numpy's SeedSequence over (seed, crc32(purpose), position)."""
-    words = (seed, zlib.crc32(purpose.encode()), *position)
+    """64 bits from numpy's SeedSequence over (seed, crc32(purpose), how long the position is, position).
+
+    The length stands there because SeedSequence does not tell (1,) from (1, 0).
+    """
+    words = (seed, zlib.crc32(purpose.encode()), len(position), *position)
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0])
 
 

@@ -18,17 +18,22 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """All of it, on its device.  A collective call for a shard."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def gather(tensor: Tensor) -> Tensor:
-    """The whole of it, on the CPU.  A collective call for a shard."""
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().to("cpu", copy=True)
+    """A copy of all of it, on the CPU.  A collective call for a shard."""
+    return whole(tensor.detach()).to("cpu", copy=True)
 
 
-def shard_like(whole: Tensor, like: Tensor) -> Tensor:
-    """``whole``, on ``like``'s device and split as ``like`` is."""
-    whole = whole.to(like.device, like.dtype)
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """The whole ``tensor``, which every process has, on ``like``'s device and split as ``like`` is."""
+    tensor = tensor.to(like.device, like.dtype)
     if not isinstance(like, DTensor):
-        return whole
-    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+        return tensor
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def shard_parts(module: nn.Module, names: Sequence[str], mesh: DeviceMesh, low: torch.dtype | None) -> None:

@@ -17,7 +17,7 @@ from presto_models.training.ema import EMA
 from presto_models.training.journal import Journal
 from presto_models.training.run_folder import RunFolder
 from presto_models.training.schedule import learning_rate_factor
-from presto_models.training.sharding import gather
+from presto_models.training.sharding import whole
 from presto_models.training.state import capture, restore
 from presto_models.training.task import NonFiniteError, Player, Task
 
@@ -117,8 +117,7 @@ class Trainer:
                 total += loss.detach() / len(micro)
                 for name, value in named.items():
                     parts[name] = parts.get(name, 0.0) + value / len(micro)
-            norm = torch.nn.utils.clip_grad_norm_(player.module.parameters(), self.config.clip)
-            norm = gather(norm).to(device) if self.fabric.world_size > 1 else norm
+            norm = whole(torch.nn.utils.clip_grad_norm_(player.module.parameters(), self.config.clip))
             # One question to the device a step, before the weights change.
             bad = ~(total.isfinite() & norm.isfinite())
             flags = torch.stack((bad.float(), torch.full_like(total, wish)))
