@@ -35,7 +35,7 @@ RATIOS = {
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """Latents to audio by Oobleck: diffusers' module, torch.compile of it, presto whole and in chunks; time and memory."""
+    """Latents to audio by Oobleck: diffusers' module, torch.compile of it, presto whole and in chunks."""
 
     config: str = option("stable-audio", "sizes", choices=("stable-audio", "presto-32s", "tiny"))
     dtype: str = option("bf16", "dtype of the weights", choices=tuple(machine.DTYPES))
@@ -87,7 +87,7 @@ def implementations(options: DecodeOptions, reference: Any, presto: Any) -> dict
 
 
 def diffusers_module(config: OobleckConfig) -> Any:
-    """diffusers' autoencoder of these sizes as it starts training, but with Snakes that differ from channel to channel."""
+    """diffusers' autoencoder as it starts training, but with Snakes that differ from channel to channel."""
     from diffusers import AutoencoderOobleck
 
     module = AutoencoderOobleck(
@@ -170,7 +170,7 @@ def run(options: DecodeOptions) -> int:
 
 
 def check(decoding: Decoding, options: DecodeOptions) -> dict[str, Exception]:
-    """What is wrong with ours on a short stretch: a wider diffusers is the oracle, diffusers in the same dtype the measure."""
+    """What is wrong with ours on a short stretch, by name: diffusers in a wider dtype is the oracle."""
     latents = decoding.latents[:, :CHECKED_LATENTS]
     wide = torch.float64 if options.dtype == "fp32" else torch.float32
     torch.manual_seed(0)

@@ -164,7 +164,8 @@ void snake_forward(const SnakeForward& args, int64_t first, int64_t last) {
   }
 }
 
-// Vectors of channels.  [4096, 128, 1], which is how channels-last audio comes, took 40 times as long channel by channel.
+// Vectors of channels.  [4096, 128, 1], which is how channels-last audio comes, took 130 times as long channel by
+// channel: 38.8 ms for 0.30 ms in bf16 on one core, where [1, 128, 4096] takes 0.22.
 template <class T>
 void snake_forward_samples(const SnakeForward& args, int64_t first, int64_t last) {
   const typename OrderOf<T, T>::Type order{};

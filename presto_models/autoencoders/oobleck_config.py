@@ -70,11 +70,11 @@ class OobleckConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> OobleckConfig:
         """The config :meth:`to_dict` wrote."""
-        return cls(**{name: value for name, value in values.items() if name != "type"})
+        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON; ``type`` tells this autoencoder from others."""
-        return {"type": "oobleck", **asdict(self)}
+        """Plain values, ready for JSON."""
+        return asdict(self)
 
 
 _NAMED: dict[str, dict[str, Any]] = {

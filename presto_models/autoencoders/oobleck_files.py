@@ -27,8 +27,8 @@ def load_stable_audio_vae(source: str | os.PathLike[str], *, dtype: torch.dtype 
 
     Args:
         source: a folder (diffusers: the autoencoder's own, or a pipeline's with ``vae/`` in it; stable-audio-tools:
-            ``model.ckpt`` or ``model.safetensors``), a hub id ("owner/name"), or a file: .safetensors, .ckpt, .pt, .bin.
-            A ``config.json`` or ``model_config.json`` beside it gives the sample rate; without one it is 44100 Hz.
+            ``model.ckpt`` or ``model.safetensors``), a hub id ("owner/name"), or a file: .safetensors, .ckpt, .pt,
+            .bin. ``config.json`` or ``model_config.json`` beside it gives the sample rate; else it is 44100 Hz.
         dtype: of the weights, which are folded in fp32 whatever this is.
 
     Raises:
