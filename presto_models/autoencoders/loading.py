@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from presto_models.autoencoders.spectral import SpectralAutoencoder, SpectralAut
 from presto_models.checkpoint import CheckpointError, load_into, load_weights, save_weights
 
 KIND, FILE = "autoencoder", "autoencoder.safetensors"
-_TYPES: dict[str, tuple[type, type]] = {
+_TYPES: dict[str, tuple[Any, Any]] = {
     "oobleck": (Oobleck, OobleckConfig),
     "spectral": (SpectralAutoencoder, SpectralAutoencoderConfig),
 }

@@ -11,6 +11,7 @@ made from two input blocks (up) and an output position from two input blocks of 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,8 @@ from presto_models.autoencoders.stretches import Layer, channels_last, clip, out
 
 @functools.cache
 def _has_amx() -> bool:
-    return bool(getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False))
+    capabilities: dict[str, Any] = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("amx_bf16"))
 
 
 def as_product(x: Tensor) -> bool:
