@@ -14,8 +14,8 @@ from presto_models.autoencoders.stretches import Chain, clip
 DILATIONS = (1, 3, 9)
 
 # Elements of an activation that are computed at a time on a CPU.  Of the rate of a large matrix product, 5 s by
-# "stable-audio" in bf16 ran at 77 % with 2^19, 82 % with 2^20, 86 % with 2^21 and 84 % with 2^22 (two cores, 1 MiB of L2
-# each, 32 MiB of L3; two rounds, whose ranges overlap from 2^20 on); memory doubles from one to the next.
+# "stable-audio" in bf16 ran at 77 % with 2^19, 82 % with 2^20, 86 % with 2^21 and 84 % with 2^22 (two cores, 1 MiB
+# of L2 each, 32 MiB of L3; two rounds, whose ranges overlap from 2^20 on); memory doubles from one to the next.
 TILE_ELEMENTS = 2**20
 
 

@@ -11,6 +11,7 @@ made from two input blocks (up) and an output position from two input blocks of 
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,17 +24,19 @@ from presto_models.autoencoders.stretches import Layer, channels_last, clip, out
 
 @functools.cache
 def _has_amx() -> bool:
-    capabilities: dict[str, Any] = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    capabilities: Mapping[str, Any] = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(capabilities.get("amx_bf16"))
 
 
 def as_product(x: Tensor) -> bool:
     """Whether a convolution of stride 1 on channels-last ``x`` runs as one matrix product of the shifted rows.
 
-    | processor | convolution | matrix product | so |
+    | processor, bf16 | convolution | matrix product | so |
     |---|---|---|---|
-    | AVX-512 BF16 (AMD Zen 4, 2 cores) | 0.43 TFLOP/s | 0.40 | convolution |
-    | AMX, bf16 | 0.27 | 2.1 | matrix product, whose rows are kernel times as long |
+    | AMD Zen 4, 2 cores, AVX-512 BF16 | 0.44 TFLOP/s | 0.40 | convolution |
+    | 2 cores with AMX | 0.27 | 2.1 | matrix product, though its rows are kernel times as long |
+
+    The convolution with AMX was measured as diffusers runs it; how fast a channels-last one is there is not known.
     """
     return x.dtype == torch.bfloat16 and _has_amx()
 
