@@ -184,6 +184,8 @@ def test_without_gradients_a_cpu_stays_channels_last():
     with torch.inference_mode():
         ours.encode(ours.decode(latents(1, 9)))
     assert len(seen) > 30 and all(both == (True, True) for both in seen)
+    convolutions = [module for module in ours.modules() if isinstance(module, layers.Conv)]
+    assert all(channels_last(module.weight) for module in convolutions)  # after loading and casting too
 
 
 def test_as_matrix_products_the_numbers_are_the_same(monkeypatch):
