@@ -43,7 +43,8 @@ $(VENV)/.torch:
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.torch $(SOURCES) setup.py pyproject.toml
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[models,bench,test]'
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --no-deps tinysoundfont musicnn
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.installed

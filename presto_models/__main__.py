@@ -1,0 +1,63 @@
+"""``python -m presto_models COMMAND``: make music, train, prepare data, measure.
+
+Each command is a frozen dataclass of options and a ``run(options)`` in a module of its own, imported when it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+# command: (module, its options, what it does)
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "generate": ("presto_models.generate", "GenerateOptions", "music from a prompt"),
+    "train autoencoder": ("presto_models.training.autoencoder", "TrainAutoencoderOptions", "train an autoencoder"),
+    "train stereo": ("presto_models.training.stereo", "TrainStereoOptions", "train a mono-to-stereo module"),
+    "train diffusion": ("presto_models.training.diffusion", "TrainDiffusionOptions", "train a diffusion model"),
+    "data render": ("presto_models.data.render", "RenderOptions", "public-domain scores to audio with captions"),
+    "data encode": ("presto_models.data.encode", "EncodeOptions", "audio with captions to latents"),
+    "evaluate": ("presto_models.metrics.evaluate", "EvaluateOptions", "how good a checkpoint is, on held-out pieces"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; its exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    for words in (2, 1):
+        name = " ".join(arguments[:words])
+        if name in COMMANDS:
+            return _run(name, arguments[words:])
+    wanted = bool(arguments) and arguments[0] not in ("-h", "--help")
+    if wanted:
+        print(f"no command {' '.join(arguments[:2])!r}\n", file=sys.stderr)
+    print(_usage(), file=sys.stderr if wanted else sys.stdout)
+    return 2 if wanted else 0
+
+
+def _run(name: str, arguments: list[str]) -> int:
+    try:
+        import tyro
+    except ImportError:
+        print("the command line needs tyro: pip install 'presto-kernels[models]'", file=sys.stderr)
+        return 1
+    module_name, options_name, _ = COMMANDS[name]
+    module = importlib.import_module(module_name)
+    options = tyro.cli(getattr(module, options_name), args=arguments, prog=f"python -m presto_models {name}")
+    try:
+        return int(module.run(options) or 0)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        # What a person can act on, without the stack; anything else is ours and shows itself.
+        print(f"presto: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+def _usage() -> str:
+    lines = [f"  {name:<18} {what}" for name, (_, _, what) in COMMANDS.items()]
+    return "\n".join(("python -m presto_models COMMAND [--help]", "", *lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
