@@ -24,12 +24,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from presto_models.data.audio_files import written_beside
 from presto_models.metrics.agreement import TagClassifier, agreement
 from presto_models.metrics.audio import ReconstructionDistances, reconstruction_distances
 from presto_models.metrics.clips import Clip, choose_clips, read_mono
 from presto_models.metrics.compare import compare
 from presto_models.metrics.embedded import EmbeddedClips, Interval
-from presto_models.metrics.generated import Generate, generate_clips, write_text
+from presto_models.metrics.generated import Generate, generate_clips
 from presto_models.metrics.musicnn import MusicNN
 from presto_models.metrics.noise import average_spectrum, shaped_noise
 from presto_models.metrics.recall import density_and_coverage
@@ -44,7 +45,7 @@ class EvaluateOptions:
     """What `evaluate` takes."""
 
     data: str
-    """Folder with train, validation and test, each of audio files with a .json beside each (captions, tags, piece)."""
+    """Folder of audio files with captions, tags and splits (presto_models.data.folder)."""
     out: str
     """Where the results go, as JSON."""
     checkpoint: str = "presto-tiny"
@@ -106,7 +107,8 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     weights = {path.name: _sha256(path) for path in sorted(folder.glob("*.safetensors"))}
     autoencoder = load_autoencoder(folder / "autoencoder.safetensors")
     result = evaluate(options, generate, autoencoder, identity=weights)
-    write_text(Path(options.out), json.dumps(result, indent=1))
+    with written_beside(options.out) as beside:
+        beside.write_text(json.dumps(result, indent=1))
     show(result)
     if options.plot:
         draw(result, options.plot)
@@ -123,15 +125,13 @@ def evaluate(
         identity: what tells the checkpoint from another, plain JSON: clips generated under another identity are made
         anew.
     """
-    data, number, rate = Path(options.data), options.clips, autoencoder.sample_rate
-    test, validation, training = (
-        choose_clips(data / split, count, options.seconds, seed=options.seed, only=tags)
-        for split, count, tags in (
-            ("test", number, options.tags),
-            ("validation", number, ()),
-            ("train", options.training_clips if options.tags else 0, options.tags),
-        )
-    )
+    number, rate = options.clips, autoencoder.sample_rate
+
+    def choose(split: str, num: int, tagged: Sequence[str] = ()) -> list[Clip]:
+        return choose_clips(options.data, split, num, options.seconds, seed=options.seed, tagged=tagged)
+
+    test, validation = choose("test", number, options.tags), choose("validation", number)
+    training = choose("train", options.training_clips, options.tags) if options.tags else []
     _check_split(test, validation, training)
     folder = Path(options.generated) if options.generated else Path(options.out).with_suffix(".clips")
     made_with = {"seconds": options.seconds, "steps": options.steps, "guidance": options.guidance, "weights": identity}
@@ -214,7 +214,8 @@ def _check_split(test: Sequence[Clip], *others: Sequence[Clip]) -> None:
     pieces = {clip.piece for clip in test}
     for clip in (clip for other in others for clip in other):
         if clip.piece in pieces:
-            raise ValueError(f"{clip.path} is of {clip.piece}, which is also in test; splits must not share pieces")
+            raise ValueError(f"{clip.path} is of {clip.piece}, which is also in test; splits must not share pieces "
+                f"(the .json beside a file says its piece, else its name does)")
 
 
 def _reconstructed(

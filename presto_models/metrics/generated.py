@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from presto_models.data.audio_files import write_audio, written_beside
+
 # Prompts and a seed to waveforms [prompts, channels, samples] and their sample rate in Hz.
 Generate = Callable[[list[str], int], tuple[Tensor, int]]
 
@@ -24,7 +26,7 @@ def generate_clips(
     seed: int,
     batch: int,
 ) -> Iterator[Path]:
-    """One 32-bit float wav a prompt, ``0000.wav`` and so on; yields each path as soon as it is there.
+    """One 16-bit wav a prompt, ``0000.wav`` and so on; yields each path as soon as it is there.
 
     A batch of prompts is made together, from seed + the number of its first one.  A batch that is on disk already,
     made with the same ``settings``, prompts and seed, is not made again; what was made otherwise is replaced.
@@ -35,10 +37,7 @@ def generate_clips(
     Raises:
         ValueError: the waveforms are not one a prompt, or not finite.  OSError: they cannot be written.
     """
-    import soundfile
-
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     for first in range(0, len(prompts), batch):
         some = list(prompts[first : first + batch])
         paths = [folder / f"{first + index:04d}.wav" for index in range(len(some))]
@@ -52,10 +51,9 @@ def generate_clips(
             if not torch.isfinite(waveforms).all():
                 raise ValueError(f"generate gave values that are not finite for {some}")
             for path, waveform in zip(paths, waveforms, strict=True):
-                beside = path.with_name(f".{path.name}")
-                soundfile.write(beside, waveform.float().cpu().numpy().T, sample_rate, subtype="FLOAT", format="WAV")
-                os.replace(beside, path)
-            write_text(note, json.dumps(made_with))
+                write_audio(path, waveform, sample_rate)
+            with written_beside(note) as beside:
+                beside.write_text(json.dumps(made_with))
         yield from paths
 
 
@@ -64,14 +62,3 @@ def _read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
         return None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Beside ``path`` first and then renamed: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(text)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

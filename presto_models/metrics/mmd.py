@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -112,6 +113,6 @@ def _clip_kernel(a: EmbeddedClips, b: EmbeddedClips, kernel: Kernel) -> tuple[Te
     for chunk in a.embeddings.split(of_a):
         values = kernel(chunk.flatten(0, 1), right)
         rows.append(values.unflatten(0, chunk.shape[:2]).unflatten(2, b.embeddings.shape[:2]).mean((1, 3)))
-    different = [[left != right for right in b.pieces] for left in a.pieces]
-    pairs = torch.tensor(different, dtype=torch.float64)
+    different = np.array(a.pieces)[:, None] != np.array(b.pieces)[None]
+    pairs = torch.from_numpy(different).double()
     return torch.cat(rows) * pairs, pairs

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from presto_models.data.audio_files import written_beside
+
 T = TypeVar("T")
 _SETS = {
     "validation": "real, validation (floor)",
@@ -113,14 +115,8 @@ def draw(result: dict[str, Any], path: str | os.PathLike[str]) -> None:
         panel.axhline(max(found["chance"] for found in of_sets.values()), color="black", linestyle="--", linewidth=1)
         panel.set_title(f"{tag} heard as asked (dashed: chance)")
         panel.set_ylim(0, 1)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{os.getpid()}.{path.name}")  # the ending says which format
-    try:
+    with written_beside(Path(path)) as beside:
         figure.savefig(beside, dpi=120)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _bars(panel: Any, intervals: dict[str, dict[str, float]]) -> None:
