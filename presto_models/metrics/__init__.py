@@ -1,6 +1,6 @@
 """How music is measured: distances between sets of clips, tags heard, and how well audio is reconstructed."""
 
-from presto_models.metrics.agreement import Agreement, TagClassifier
+from presto_models.metrics.agreement import Agreement, TagClassifier, tag_agreement
 from presto_models.metrics.audio import log_spectral_distance, mel_distance, si_sdr, stft_distance
 from presto_models.metrics.embedded import EmbeddedClips, Interval
 from presto_models.metrics.frechet import frechet_audio_distance, frechet_distance
@@ -29,4 +29,5 @@ __all__ = [
     "shaped_noise",
     "si_sdr",
     "stft_distance",
+    "tag_agreement",
 ]

@@ -92,7 +92,7 @@ class Agreement:
         return asdict(self) | {"better_than_chance": self.better_than_chance}
 
 
-def agreement(
+def tag_agreement(
     predicted: Sequence[str], asked: Sequence[str], *, permutations: int = 10_000, seed: int = 0
 ) -> Agreement:
     """How well the tags a classifier heard agree with those asked for, and whether chance does as well."""

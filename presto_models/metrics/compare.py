@@ -41,6 +41,7 @@ def compare(
     of: str,
     resamples: int = 1000,
     seed: int = 0,
+    shrinkage: float = 0.0,
     progress: Callable[[Iterable[int]], Iterable[int]] = iter,
 ) -> dict[str, Distances]:
     """FAD, MMD² and KID of each set to ``reference``.
@@ -51,6 +52,7 @@ def compare(
 
     Args:
         floor, ceiling, of: the names of the sets of ``ratio``.
+        shrinkage: of FAD's covariances, as in :func:`gaussian`; needed where there are fewer patches than dimensions.
         progress: wraps the resamples' numbers, to show how far they are.
 
     Raises:
@@ -59,7 +61,7 @@ def compare(
     if resamples < 2:
         raise ValueError(f"resamples must be at least 2, got {resamples}")
     for name, clips in {"reference": reference, **sets}.items():
-        check_enough(clips, name, shrinkage=0.0)
+        check_enough(clips, name, shrinkage)
         if clips.embeddings.shape != reference.embeddings.shape:
             raise ValueError(
                 f"all sets must hold equally many clips, patches and dimensions: {name} has "
@@ -71,8 +73,8 @@ def compare(
         own_seed = seed if clips.pieces == reference.pieces else seed + 1 + number
         counts[name] = clips.resamples(resamples, own_seed)
 
-    fad = {name: frechet_audio_distance(clips, reference) for name, clips in sets.items()}
-    fad_draws = _frechet_draws(reference, counts_of_reference, sets, counts, progress)
+    fad = {name: frechet_audio_distance(clips, reference, shrinkage=shrinkage) for name, clips in sets.items()}
+    fad_draws = _frechet_draws(reference, counts_of_reference, sets, counts, shrinkage, progress)
     measured = {"fad": (fad, fad_draws)}
     kernels: dict[str, Kernel] = {"mmd": GaussianKernel(median_bandwidth(reference)), "kid": PolynomialKernel()}
     for measure, kernel in kernels.items():
@@ -99,18 +101,19 @@ def _frechet_draws(
     counts_of_reference: Tensor,
     sets: Mapping[str, EmbeddedClips],
     counts: Mapping[str, Tensor],
+    shrinkage: float,
     progress: Callable[[Iterable[int]], Iterable[int]],
 ) -> dict[str, Tensor]:
     """FAD of each set in each resample: ``[draws]`` by name."""
     draws: dict[str, list[Tensor]] = {name: [] for name in sets}
     for number in progress(range(len(counts_of_reference))):
-        drawn = _gaussian(reference, counts_of_reference[number])
+        drawn = _gaussian(reference, counts_of_reference[number], shrinkage)
         for name, clips in sets.items():
-            draws[name].append(frechet_distance(*_gaussian(clips, counts[name][number]), *drawn))
+            draws[name].append(frechet_distance(*_gaussian(clips, counts[name][number], shrinkage), *drawn))
     return {name: torch.stack(values) for name, values in draws.items()}
 
 
-def _gaussian(clips: EmbeddedClips, counts: Tensor) -> tuple[Tensor, Tensor]:
+def _gaussian(clips: EmbeddedClips, counts: Tensor, shrinkage: float) -> tuple[Tensor, Tensor]:
     drawn = counts > 0
     patches = clips.embeddings[drawn]
-    return gaussian(patches.flatten(0, 1), counts[drawn].repeat_interleave(patches.shape[1]))
+    return gaussian(patches.flatten(0, 1), counts[drawn].repeat_interleave(patches.shape[1]), shrinkage=shrinkage)

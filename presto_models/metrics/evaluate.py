@@ -25,11 +25,12 @@ import torch
 from torch import Tensor
 
 from presto_models.data.audio_files import written_beside
-from presto_models.metrics.agreement import TagClassifier, agreement
+from presto_models.metrics.agreement import TagClassifier, tag_agreement
 from presto_models.metrics.audio import ReconstructionDistances, reconstruction_distances
 from presto_models.metrics.clips import Clip, choose_clips, read_mono
 from presto_models.metrics.compare import compare
 from presto_models.metrics.embedded import EmbeddedClips, Interval
+from presto_models.metrics.frechet import check_enough
 from presto_models.metrics.generated import Generate, generate_clips
 from presto_models.metrics.musicnn import MusicNN
 from presto_models.metrics.noise import average_spectrum, shaped_noise
@@ -70,6 +71,8 @@ class EvaluateOptions:
     """Tags to look for in the generated music."""
     resamples: int = 1000
     """Bootstrap resamples for the intervals."""
+    shrinkage: float = 0.0
+    """Of FAD's covariances towards a multiple of one; above 0 only where there are too few patches."""
     plot: str | None = None
     """Where a figure goes, if anywhere (.png, .svg, .pdf)."""
 
@@ -106,7 +109,7 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
 
     weights = {path.name: _sha256(path) for path in sorted(folder.glob("*.safetensors"))}
     autoencoder = load_autoencoder(folder / "autoencoder.safetensors")
-    result = evaluate(options, generate, autoencoder, identity=weights)
+    result = measure(options, generate, autoencoder, identity=weights)
     with written_beside(options.out) as beside:
         beside.write_text(json.dumps(result, indent=1))
     show(result)
@@ -116,7 +119,7 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def evaluate(
+def measure(
     options: EvaluateOptions, generate: Generate, autoencoder: EncodesAndDecodes, *, identity: dict[str, Any]
 ) -> dict[str, Any]:
     """As :func:`run`, of any function that generates and any autoencoder; writes nothing but the generated clips.
@@ -145,6 +148,7 @@ def evaluate(
 
     ears = _Ears(MusicNN.load(), rate)
     real = ears.listen("test", (clip.read(rate) for clip in test), [clip.piece for clip in test])
+    check_enough(real, "test", options.shrinkage)  # before hours of generating
     sets = {
         "validation": ears.listen(
             "validation", (clip.read(rate) for clip in validation), [clip.piece for clip in validation]
@@ -170,6 +174,7 @@ def evaluate(
         of="generated",
         resamples=options.resamples,
         seed=options.seed,
+        shrinkage=options.shrinkage,
         progress=lambda numbers: shown(numbers, "resamples", options.resamples),
     )
     asked = {"test": real, "reconstruction": sets["reconstruction"], "generated": sets["generated"]}
@@ -214,8 +219,10 @@ def _check_split(test: Sequence[Clip], *others: Sequence[Clip]) -> None:
     pieces = {clip.piece for clip in test}
     for clip in (clip for other in others for clip in other):
         if clip.piece in pieces:
-            raise ValueError(f"{clip.path} is of {clip.piece}, which is also in test; splits must not share pieces "
-                f"(the .json beside a file says its piece, else its name does)")
+            raise ValueError(
+                f"{clip.path} is of {clip.piece}, which is also in test; splits must not share pieces "
+                f"(the .json beside a file says its piece, else its name does)"
+            )
 
 
 def _reconstructed(
@@ -254,7 +261,9 @@ def _agreement(
         }
     classifier = TagClassifier(learnt.means[taught], [names[index] for index in taught])
     wanted = [str(test[index].tags[tag]) for index in judged]
-    return {name: agreement(classifier.predict(clips.means[judged]), wanted).as_dict() for name, clips in asked.items()}
+    return {
+        name: tag_agreement(classifier.predict(clips.means[judged]), wanted).as_dict() for name, clips in asked.items()
+    }
 
 
 def _sha256(path: Path) -> str:

@@ -77,7 +77,7 @@ def check_enough(clips: EmbeddedClips, name: str, shrinkage: float) -> None:
     if count <= dimension and not shrinkage:
         raise ValueError(
             f"{name} has {count} embeddings of {dimension} dimensions; FAD needs more than {dimension}: "
-            f"take more or longer clips, or say shrinkage=0.1"
+            f"take more or longer clips, or a shrinkage above 0"
         )
 
 

@@ -29,7 +29,7 @@ def shown(items: Iterable[T], label: str, total: int) -> Iterable[T]:
 
 
 def show(result: dict[str, Any]) -> None:
-    """Prints the tables of what :func:`presto_models.metrics.evaluate.evaluate` returned."""
+    """Prints the tables of what :func:`presto_models.metrics.evaluate.measure` returned."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
