@@ -251,19 +251,28 @@ def _agreement(
     tag: str, training: Sequence[Clip], learnt: EmbeddedClips, test: Sequence[Clip], asked: dict[str, EmbeddedClips]
 ) -> dict[str, Any]:
     """How often a classifier taught on real training clips hears in each set the tag its test clip (or prompt) has."""
-    names = [str(clip.tags[tag]) for clip in training]
-    taught = [index for index, name in enumerate(names) if names.count(name) >= _FEWEST]
-    known = {names[index] for index in taught}
-    judged = [index for index, clip in enumerate(test) if str(clip.tags[tag]) in known]
-    if len(known) < 2 or not judged:
+    names = [_single(clip, tag) for clip in training]
+    taught = [index for index, name in enumerate(names) if name and names.count(name) >= _FEWEST]
+    labels = [names[index] or "" for index in taught]
+    judged = [index for index, clip in enumerate(test) if _single(clip, tag) in labels]
+    if len(set(labels)) < 2 or not judged:
         return {
-            "left_out": f"the training clips have {len(known)} values of {tag} with {_FEWEST} clips; two are needed"
+            "left_out": f"{len(set(labels))} values of {tag} have {_FEWEST} training clips and "
+            f"{len(judged)} test clips are of those; two and one are needed"
         }
-    classifier = TagClassifier(learnt.means[taught], [names[index] for index in taught])
-    wanted = [str(test[index].tags[tag]) for index in judged]
+    classifier = TagClassifier(learnt.means[taught], labels)
+    wanted = [_single(test[index], tag) or "" for index in judged]
     return {
         name: tag_agreement(classifier.predict(clips.means[judged]), wanted).as_dict() for name, clips in asked.items()
     }
+
+
+def _single(clip: Clip, tag: str) -> str | None:
+    """A tag's value; None where it has several (two instruments), which one classifier of one value cannot judge."""
+    value = clip.tags[tag]
+    if isinstance(value, list | tuple):
+        return str(value[0]) if len(value) == 1 else None
+    return str(value)
 
 
 def _sha256(path: Path) -> str:
