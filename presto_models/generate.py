@@ -45,7 +45,7 @@ class GenerateOptions:
     num_samples: int = 1
     """Variations."""
     tags: tuple[str, ...] = ()
-    """field=value, as in mode=minor instrument=flute; of a field or value there is none of, the error lists what there is."""
+    """field=value, as in mode=minor instrument=flute; a wrong one is answered with those there are."""
     checkpoint: str = "presto-tiny"
     """One that ships with the package, a folder, or a hub id (owner/name)."""
     device: str | None = None

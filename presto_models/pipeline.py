@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from presto_kernels import LayerSchedule
 from presto_models.autoencoders import Autoencoder, load_autoencoder, save_autoencoder
 from presto_models.checkpoint import CheckpointError, find_folder
 from presto_models.conditioning import Conditioning
