@@ -5,7 +5,7 @@ The idea of the inverse-STFT head is Vocos' (Siuzdak 2023, 2306.00814), the bloc
 
     encode   audio [B, 1, T] -> STFT, 4 frames a latent -> demodulated, |S|^0.4 -> 2 frames a token -> ConvNeXt
              -> 2 tokens a latent -> mean, log variance [B, N, C]
-    decode   latents [B, N, C] -> 2 tokens each -> ConvNeXt -> 2 frames a token: log magnitude, phase -> modulated
+    decode   latents [B, N, C] -> 2 tokens each -> ConvNeXt -> 2 frames a token -> c |c|^1.5 -> modulated
              -> inverse STFT -> audio [B, 1, N hop]
 
 **Demodulated**: bin k of frame t is multiplied by exp(-2 pi i k t / 4), against the phase that a tone at the centre of
@@ -31,7 +31,6 @@ from presto_models.autoencoders.base import Autoencoder
 
 FRAMES_PER_TOKEN, TOKENS_PER_LATENT = 2, 2
 LOG_VARIANCE = (-14.0, 4.0)
-LOG_MAGNITUDE_MAX = 7.0  # exp(7) is above the sum of the window, 1024: what a full-scale tone reaches
 
 
 @dataclass(frozen=True)
@@ -103,12 +102,6 @@ class SpectralAutoencoder(Autoencoder):
             Norm(config.dim),
             nn.Linear(config.dim, FRAMES_PER_TOKEN * 2 * bins),
         )
-        # A quiet start: magnitudes of about exp(-2), so that the first steps do not begin with full-scale noise.
-        with torch.no_grad():
-            head = self.decoder[-1]
-            assert isinstance(head, nn.Linear)
-            head.bias.view(FRAMES_PER_TOKEN, 2, bins)[:, 0].fill_(-2.0)
-
     @property
     def decoder_context(self) -> int:
         """How many latents on either side reach into what a latent decodes to."""
@@ -120,7 +113,7 @@ class SpectralAutoencoder(Autoencoder):
         self.check_audio(audio)
         spectrum = self._stft(self.pad_to_hop(audio.float()))
         compressed = torch.view_as_real(spectrum * (spectrum.abs() + 1e-5).pow(-0.6))  # |S|^0.4, phase kept
-        tokens = rearrange(compressed, "b (n f) k c -> b n (f c k)", f=FRAMES_PER_TOKEN)
+        tokens = rearrange(compressed, "b (n f) k c -> b n (f k c)", f=FRAMES_PER_TOKEN)
         h = self.encoder(tokens.to(self._dtype()))
         h = self.to_posterior(rearrange(h, "b (n p) d -> b n (p d)", p=TOKENS_PER_LATENT)).float()
         mean, log_variance = h.chunk(2, dim=-1)
@@ -133,8 +126,10 @@ class SpectralAutoencoder(Autoencoder):
         self.check_latents(latents)
         h = self.from_latents(latents.to(self._dtype()))
         h = self.decoder(rearrange(h, "b n (p d) -> b (n p) d", p=TOKENS_PER_LATENT)).float()
-        log_magnitude, phase = rearrange(h, "b n (f c k) -> c b (n f) k", f=FRAMES_PER_TOKEN, c=2).unbind(0)
-        return self._istft(torch.polar(log_magnitude.clamp(max=LOG_MAGNITUDE_MAX).exp(), phase))
+        compressed = rearrange(h, "b n (f k c) -> b (n f) k c", f=FRAMES_PER_TOKEN, c=2)
+        # c |c|^1.5, which undoes |S|^0.4: phase is linear in the network's output, as it is in the encoder's input.
+        expanded = compressed * (compressed.square().sum(-1, keepdim=True) + 1e-12).pow(0.75)
+        return self._istft(torch.view_as_complex(expanded))
 
     def _stft(self, audio: Tensor) -> Tensor:
         """Demodulated ``[B, frames, bins]`` of ``[B, 1, T]``: frames stand centred on their hop, silence around."""
