@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -16,9 +16,7 @@ from presto_models.checkpoint import CheckpointError, load_into, load_weights, s
 from presto_models.diffusion.sampling import Sampling
 from presto_models.dit import DiT
 from presto_models.dit_config import DiTConfig
-
-if TYPE_CHECKING:
-    from presto_models.text import Conditioner
+from presto_models.text import Conditioner
 
 KIND, FILE = "diffusion", "diffusion.safetensors"
 
@@ -116,8 +114,6 @@ def load_diffusion(
     load_into(dit, _under("dit.", weights), source=path)
     conditioner = None
     if config.text is not None:
-        from presto_models.text import Conditioner
-
         conditioner = Conditioner.from_config({"text": config.text, "tags": config.tags}, device=device)
         load_into(conditioner, _under("conditioner.", weights), source=path)
         conditioner.eval().requires_grad_(False)

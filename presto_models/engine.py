@@ -101,6 +101,8 @@ class Engine:
         self.mean = torch.tensor(tuple(latent_mean), dtype=torch.float32, device=self.device)
         self.scale = torch.tensor(tuple(latent_std), dtype=torch.float32, device=self.device) / edm.sigma_data
         self.capture = self.device.type == "cuda" if capture is None else capture
+        if self.capture and self.device.type != "cuda":
+            raise ValueError(f"capture needs a CUDA device, the modules are on {self.device}")
         self.max_graphs = max_graphs
         self._graphs: OrderedDict[object, _Captured] = OrderedDict()
         self._pool: object | None = None
@@ -142,9 +144,7 @@ class Engine:
             raise ValueError("stereo needs a mono-to-stereo module, and this model has none")
         return self.stereo(audio)
 
-    def walk(
-        self, plan: Plan, conditioning: Conditioning, seeds: Tensor, *, on_stage: OnStage | None = None
-    ) -> Tensor:
+    def walk(self, plan: Plan, conditioning: Conditioning, seeds: Tensor, *, on_stage: OnStage | None = None) -> Tensor:
         """All stages in turn; ``on_stage`` is told the name of each when it is done (on CUDA: when it is queued)."""
 
         def done(stage: str) -> None:
@@ -217,9 +217,7 @@ class Engine:
 class _Captured:
     """One plan's walk as a CUDA graph: inputs are copied into fixed memory, the result stands in fixed memory."""
 
-    def __init__(
-        self, engine: Engine, plan: Plan, conditioning: Conditioning, seeds: Tensor, pool: object
-    ) -> None:
+    def __init__(self, engine: Engine, plan: Plan, conditioning: Conditioning, seeds: Tensor, pool: object) -> None:
         device = engine.device
         self.plan = plan
         # Its own memory, whatever device and memory the caller's tensors have.

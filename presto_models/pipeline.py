@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-import secrets
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,29 +22,13 @@ from presto_models.dit import DiT
 from presto_models.dit_config import DiTConfig
 from presto_models.engine import Engine, Plan
 from presto_models.random_weights import randomize_weights
+from presto_models.request import check_prompts, seeds_of_each, tags_of_each
 from presto_models.stereo import MonoToStereo, StereoConfig, load_stereo, save_stereo
-
-if TYPE_CHECKING:
-    from presto_models.text import Conditioner
+from presto_models.text import Conditioner
+from presto_models.text.tags import Tags
+from presto_models.watching import Stopwatch, Timings, all_of, progress_bar
 
 AUTOENCODER_FILE, STEREO_FILE = "autoencoder.safetensors", "stereo.safetensors"
-Tags = Mapping[str, "str | Sequence[str] | None"]
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Seconds of each stage of one generation, the device waited for after each.
-
-    ``prompt``: the text encoder, almost nothing for a prompt it has seen.  ``prepare``: modulation, text keys and
-    values, the starting noise.  ``steps``: each.  ``stereo``: 0 where it was not asked for.
-    """
-
-    prompt: float
-    prepare: float
-    steps: tuple[float, ...]
-    decode: float
-    stereo: float
-    total: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,8 +162,6 @@ class PrestoPipeline:
         oobleck = replace(OobleckConfig.named(name), audio_channels=1)
         dit_config, conditioner = replace(DiTConfig.named(name), in_channels=oobleck.latent_channels), None
         if text is not None:
-            from presto_models.text import Conditioner
-
             conditioner = Conditioner.from_config({"text": text, "tags": None}, device=place)
             dit_config = replace(dit_config, text_dim=conditioner.text_dim, pooled_dim=conditioner.pooled_dim)
         with torch.device("meta"):
@@ -249,30 +228,28 @@ class PrestoPipeline:
 
         **Seeds.**  A sample's noise is a function of its own seed alone: bitwise the same alone or in a batch of any
         size, for any prompt, and on every device within the rounding of a logarithm and a sine.  The music made of it
-        is bitwise the same for the same call on the same machine, and within the rounding of matrix products (which
+        is bitwise the same for the same call on the same machine and threads, and within the rounding of matrix products (which
         depends on the batch and the device) otherwise.
         """
         if self.conditioner is None:
             raise ValueError("prompt cannot be embedded: this pipeline was made without a text encoder")
-        prompts = _prompts(prompt)
-        each_tags = _each_tags(tags, len(prompts))
+        prompts = check_prompts(prompt)
+        each_tags = tags_of_each(tags, len(prompts))
         if isinstance(num_samples, bool) or not isinstance(num_samples, int):
             raise TypeError(f"num_samples must be an int, got {type(num_samples).__name__}")
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
         batch = len(prompts) * num_samples
-        plan = self.plan(
-            seconds, batch=batch, steps=steps, guidance=guidance, stereo=stereo, sampler=sampler
-        )
-        seeds = _seeds(seed, batch)
+        plan = self.plan(seconds, batch=batch, steps=steps, guidance=guidance, stereo=stereo, sampler=sampler)
+        seeds = seeds_of_each(seed, batch)
 
-        watch = _Stopwatch(self.device) if timings else None
+        watch = Stopwatch(self.device) if timings else None
         text = self.conditioner(prompts, each_tags)
         conditioning = _repeated(text, num_samples, pooled=self.config.dit.pooled_dim > 0)
         if watch is not None:
             watch("prompt")
-        with _bar(plan, progress and not self.engine.capture) as bar:
-            on_stage = None if bar is None and watch is None else _all_of(bar, watch)
+        with progress_bar(plan, progress and not self.engine.capture) as bar:
+            on_stage = None if bar is None and watch is None else all_of(bar, watch)
             audio = self.engine(plan, conditioning, torch.tensor(seeds, dtype=torch.int64), on_stage=on_stage)
         # Its own memory: the engine's is overwritten by the next call.
         waveform = audio[..., : self.samples(seconds)].clone(memory_format=torch.contiguous_format)
@@ -312,105 +289,6 @@ class PrestoPipeline:
         if longest is not None and seconds > longest:
             raise ValueError(f"seconds must be at most {longest:g}, which this checkpoint was made for, got {seconds}")
         return round(seconds * self.sample_rate)
-
-
-class _Stopwatch:
-    """The time since the last stage, at the end of each."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.stages = device, list[tuple[str, float]]()
-        self.last = self._now()
-
-    def __call__(self, stage: str) -> None:
-        now = self._now()
-        self.stages.append((stage, now - self.last))
-        self.last = now
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    def timings(self) -> Timings:
-        def total(*names: str) -> float:
-            return sum(seconds for name, seconds in self.stages if not names or name in names)
-
-        return Timings(
-            prompt=total("prompt"),
-            prepare=total("prepare", "noise"),
-            steps=tuple(seconds for name, seconds in self.stages if name == "step"),
-            decode=total("decode"),
-            stereo=total("stereo"),
-            total=total(),
-        )
-
-
-@contextmanager
-def _bar(plan: Plan, wanted: bool) -> Iterator[Callable[[str], None] | None]:
-    """A bar over the steps, decode and stereo, or None where none is wanted or nobody would see it."""
-    if not wanted:
-        yield None
-        return
-    try:
-        from rich.console import Console
-        from rich.progress import Progress
-    except ImportError as error:
-        raise ImportError("progress=True needs rich: pip install 'presto-kernels[models]'") from error
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield None
-        return
-    with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("generating", total=plan.sampling.steps + 1 + plan.stereo)
-
-        def on_stage(stage: str) -> None:
-            bar.update(task, advance=stage in ("step", "decode", "stereo"))
-
-        yield on_stage
-
-
-def _all_of(*each: Callable[[str], None] | None) -> Callable[[str], None]:
-    def on_stage(stage: str) -> None:
-        for one in each:
-            if one is not None:
-                one(stage)
-
-    return on_stage
-
-
-def _prompts(prompt: str | Sequence[str]) -> list[str]:
-    prompts = [prompt] if isinstance(prompt, str) else prompt
-    if not isinstance(prompts, Sequence) or not all(isinstance(each, str) for each in prompts):
-        raise TypeError(f"prompt must be a string or a list of strings, got {prompt!r}")
-    if not prompts:
-        raise ValueError("prompt must hold at least one string (an empty one is no text), got an empty list")
-    return list(prompts)
-
-
-def _each_tags(tags: Tags | Sequence[Tags | None] | None, count: int) -> list[Tags | None] | None:
-    if tags is None:
-        return None
-    if isinstance(tags, Mapping):
-        return [tags] * count
-    if isinstance(tags, str) or not isinstance(tags, Sequence) or len(tags) != count:
-        raise ValueError(f"tags must be a mapping, or one for each of the {count} prompts, got {tags!r}")
-    return list(tags)
-
-
-def _seeds(seed: int | Sequence[int] | None, batch: int) -> list[int]:
-    """A seed in [-2^63, 2^63) for each sample."""
-    if seed is None:
-        seed = secrets.randbits(31)  # short enough to be typed again
-    if isinstance(seed, int) and not isinstance(seed, bool):
-        seeds = [seed + i for i in range(batch)]
-    elif isinstance(seed, Sequence) and not isinstance(seed, str) and len(seed) == batch:
-        seeds = list(seed)
-    else:
-        raise ValueError(f"seed must be an int, or one for each of the {batch} samples, got {seed!r}")
-    for each in seeds:
-        if isinstance(each, bool) or not isinstance(each, int) or not -(2**63) <= each < 2**63:
-            raise ValueError(f"seed must be an int in [-2^63, 2^63), for every sample, got {each!r}")
-    return seeds
 
 
 def _repeated(text: Conditioning, times: int, *, pooled: bool) -> Conditioning:

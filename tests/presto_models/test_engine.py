@@ -112,7 +112,7 @@ def test_a_call_makes_no_graph_of_gradients():
 class NothingFromTheHost(TorchFunctionMode):
     """Refuses what a CUDA graph cannot hold: tensors made of Python numbers, and answers that Python waits for."""
 
-    METHODS = "new_tensor item tolist cpu numpy nonzero __bool__ __int__ __float__".split()
+    METHODS = ("new_tensor", "item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__float__")
     REFUSED = frozenset(
         {torch.tensor, torch.as_tensor, torch.from_numpy, torch.nonzero, torch.equal}
         | {getattr(torch.Tensor, name) for name in METHODS}
@@ -187,6 +187,8 @@ def test_plans_and_inputs_that_do_not_fit():
         pipeline.engine(plan_for("heun"), conditioning, seeds.int())
     with pytest.raises(ValueError, match="mono-to-stereo"):
         pipeline.engine(plan_for("heun", stereo=True), conditioning, seeds)
+    with pytest.raises(ValueError, match="capture needs a CUDA device"):
+        Engine(pipeline.engine.edm, pipeline.autoencoder, latent_mean=[0] * 5, latent_std=[1] * 5, capture=True)
     with pytest.raises(ValueError, match="latent channels"):
         pipeline.autoencoder.latent_channels = 6
         Engine(pipeline.engine.edm, pipeline.autoencoder, latent_mean=[0] * 5, latent_std=[1] * 5)

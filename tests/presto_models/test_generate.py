@@ -143,6 +143,7 @@ def test_a_plot_of_one_sample_and_of_a_shape_that_does_not_fit(tmp_path):
         plot_audio(torch.zeros(5), 8000, tmp_path / "two.png")
 
 
+@pytest.mark.slow  # librosa's import
 def test_mel_filters_are_librosas():
     librosa = pytest.importorskip("librosa")
     from presto_models.plots import MEL_BINS, N_FFT, _mel_filters
