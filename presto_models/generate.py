@@ -80,6 +80,7 @@ def run(options: GenerateOptions) -> int:
     with console.status(f"loading {options.checkpoint} ..."):
         dtype = None if options.dtype is None else DTYPES[options.dtype]
         pipeline = PrestoPipeline.from_pretrained(options.checkpoint, device=options.device, dtype=dtype)
+    pipeline.engine.capture = False  # for one call: capturing a graph takes longer than what it then saves
     loaded = time.perf_counter()
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always", UserWarning)

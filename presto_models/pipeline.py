@@ -228,8 +228,8 @@ class PrestoPipeline:
 
         **Seeds.**  A sample's noise is a function of its own seed alone: bitwise the same alone or in a batch of any
         size, for any prompt, and on every device within the rounding of a logarithm and a sine.  The music made of it
-        is bitwise the same for the same call on the same machine and threads, and within the rounding of matrix products (which
-        depends on the batch and the device) otherwise.
+        is bitwise the same for the same call on the same machine and threads, and otherwise within the rounding of
+        matrix products, which depends on the batch and the device.
         """
         if self.conditioner is None:
             raise ValueError("prompt cannot be embedded: this pipeline was made without a text encoder")

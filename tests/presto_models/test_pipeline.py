@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from small_pipeline import WordEncoder, small_pipeline
 
+from presto_models import Conditioning
 from presto_models.checkpoint import CheckpointError, load_weights, save_weights
 from presto_models.diffusion_config import DiffusionConfig, load_diffusion
 from presto_models.pipeline import PrestoPipeline
@@ -200,7 +201,15 @@ def test_saved_and_loaded_it_makes_the_same(tmp_path, words, stereo, tags):
     assert half("organ", **make).waveform.isfinite().all()
 
 
-def test_a_config_is_plain_json(tmp_path, words):
+def test_a_hub_id_is_downloaded(tmp_path, words, monkeypatch):
+    folder = PIPELINE.save_pretrained(tmp_path / "small")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: {"someone/small": str(folder)}[name])
+    assert PrestoPipeline.from_pretrained("someone/small", device="cpu").config == PIPELINE.config
+    with pytest.raises(CheckpointError, match="the hub did not give it"):
+        PrestoPipeline.from_pretrained("someone/else")
+
+
+def test_a_config_is_plain_json():
     written = json.loads(json.dumps(PIPELINE.config.to_dict()))
     assert DiffusionConfig.from_dict(written) == PIPELINE.config
     assert written["latents"] == {"mean": [0.1, 0.2, -0.3, 0.0, 1.0], "std": [1.0, 0.5, 2.0, 1.5, 0.7]}
@@ -244,13 +253,8 @@ def test_a_random_pipeline_of_a_named_size():
     one, two = (PrestoPipeline.random("tiny", seed=3, text=None, device="cpu") for _ in range(2))
     plan = one.plan(0.02, stereo=True)
     assert plan.sampling.sampler == "pingpong" and plan.sampling.steps == 4 and plan.length == 19
-    conditioning = one_prompt(one.config.dit)
+    dit = one.config.dit
+    conditioning = Conditioning(torch.ones(1, 4, dit.text_dim), torch.ones(1, dit.pooled_dim), torch.tensor([3]))
     audio = one.engine(plan, conditioning, torch.tensor([0]))
     assert audio.shape == (1, 2, 19 * one.autoencoder.hop) and audio.isfinite().all()
     assert torch.equal(audio, two.engine(plan, conditioning, torch.tensor([0])))
-
-
-def one_prompt(config):
-    from presto_models import Conditioning
-
-    return Conditioning(torch.ones(1, 4, config.text_dim), torch.ones(1, config.pooled_dim), torch.tensor([3]))
