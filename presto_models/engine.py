@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +106,7 @@ class Engine:
             raise ValueError(f"capture needs a CUDA device, the modules are on {self.device}")
         self.max_graphs = max_graphs
         self._graphs: OrderedDict[object, _Captured] = OrderedDict()
-        self._pool: object | None = None
+        self._pool: Any = None
 
     def prepare(self, plan: Plan, conditioning: Conditioning) -> ScheduledDenoiser:
         """The denoiser of this plan and text, ``[B]`` of it on the engine's device."""
@@ -130,9 +131,10 @@ class Engine:
     def decode(self, x: Tensor) -> Tensor:
         """Audio ``[B, channels, N hop]``, fp32, of what the DiT works on."""
         latents = torch.addcmul(self.mean, x, self.scale)
-        decode = self.autoencoder.decode
-        if latents.shape[1] > LONG and hasattr(self.autoencoder, "decode_chunked"):
-            decode = partial(self.autoencoder.decode_chunked, chunk=LONG // 2)
+        decode: Callable[[Tensor], Tensor] = self.autoencoder.decode
+        chunked = getattr(self.autoencoder, "decode_chunked", None)
+        if chunked is not None and latents.shape[1] > LONG:
+            decode = partial(chunked, chunk=LONG // 2)
         if self.device.type == "cuda":
             return decode(latents)
         # One after another: one keeps every core busy, and what a convolution makes at the audio's rate is large.
@@ -217,7 +219,7 @@ class Engine:
 class _Captured:
     """One plan's walk as a CUDA graph: inputs are copied into fixed memory, the result stands in fixed memory."""
 
-    def __init__(self, engine: Engine, plan: Plan, conditioning: Conditioning, seeds: Tensor, pool: object) -> None:
+    def __init__(self, engine: Engine, plan: Plan, conditioning: Conditioning, seeds: Tensor, pool: Any) -> None:
         device = engine.device
         self.plan = plan
         # Its own memory, whatever device and memory the caller's tensors have.
