@@ -1,6 +1,6 @@
 """``python -m presto_models COMMAND``: make music, train, prepare data, measure.
 
-Each command is a frozen dataclass of options and a ``run(options)`` in a module of its own, imported when it is asked for.
+Each command is a frozen dataclass of options and a ``run(options)`` in a module of its own, imported when asked for.
 """
 
 from __future__ import annotations

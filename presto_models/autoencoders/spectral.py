@@ -1,18 +1,19 @@
-"""A light autoencoder that works on the frames of a Fourier transform and returns to audio by its inverse.
+"""A light autoencoder on the frames of a Fourier transform, back to audio by the inverse transform.
 
-The idea of the inverse-STFT head is Vocos' (Siuzdak 2023, 2306.00814), the blocks are ConvNeXt's (Liu et al. 2022,
-2201.03545) in one dimension, with SwiGLU for the GELU.  Sizes, and what follows, are ours.
+    encode   audio [B, 1, T] -> STFT, 4 frames a latent -> log magnitude and phase advance -> 2 frames a token
+             -> ConvNeXt -> 2 tokens a latent -> mean, log variance [B, N, C]
+    decode   latents [B, N, C] -> 2 tokens each -> ConvNeXt -> 2 frames a token: magnitude and phase advance
+             -> phases, summed along the partials -> inverse STFT -> audio [B, 1, N hop]
 
-    encode   audio [B, 1, T] -> STFT, 4 frames a latent -> demodulated, |S|^0.4 -> 2 frames a token -> ConvNeXt
-             -> 2 tokens a latent -> mean, log variance [B, N, C]
-    decode   latents [B, N, C] -> 2 tokens each -> ConvNeXt -> 2 frames a token -> c |c|^1.5 -> modulated
-             -> inverse STFT -> audio [B, 1, N hop]
+Blocks at frame rate before an inverse STFT are Vocos' idea (Siuzdak 2023, 2306.00814), the blocks ConvNeXt's (Liu et
+al. 2022, 2201.03545) in one dimension with SwiGLU for the GELU.  That a network predicts the *advance* of the phase
+from frame to frame, not the phase, is GANSynth's (Engel et al. 2019, 1902.08710): a steady tone then has steady
+features, so latents carry no phase, which would turn many times a second and be noise to a diffusion model.  Phases
+are summed as in a phase vocoder with its peaks locked (Laroche & Dolson 1999): see
+:mod:`presto_models.autoencoders.phases`.  So the output sounds like the input without having its waveform: a waveform
+distance such as SI-SDR says nothing here.
 
-**Demodulated**: bin k of frame t is multiplied by exp(-2 pi i k t / 4), against the phase that a tone at the centre of
-the bin gains from frame to frame.  A steady tone then turns by at most half a bin, 10.8 Hz here, which tokens at 43 Hz
-can follow; a network that treats all times alike could not make it from raw phases, which gain up to a turn a frame.
-
-Everything between the transforms is per token, so it is matrix products at bf16 speed: no audio-rate convolution.
+Everything between the transforms is matrix products at token rate: no audio-rate convolution.
 """
 
 from __future__ import annotations
@@ -28,9 +29,13 @@ from torch import Tensor, nn
 
 from presto_kernels import adaln_modulate, gated_residual, swiglu
 from presto_models.autoencoders.base import Autoencoder
+from presto_models.autoencoders.phases import accumulate_phases, noise_tile, overlap_add, phase_advance
 
 FRAMES_PER_TOKEN, TOKENS_PER_LATENT = 2, 2
+FRAMES_PER_LATENT = FRAMES_PER_TOKEN * TOKENS_PER_LATENT
+FLOOR = 1e-2  # added to magnitudes before the logarithm; a full-scale tone has n_fft / 4 = 512, so this is -94 dB
 LOG_VARIANCE = (-14.0, 4.0)
+LOG_MAGNITUDE_MAX = 7.0  # exp(7) is above the sum of the window, 1024
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,7 @@ class SpectralAutoencoderConfig:
         sample_rate: Hz.
         latent_channels: C.
         n_fft: length of a frame, a multiple of 4; frames are n_fft / 4 apart, a latent stands for n_fft samples.
+        tonal_bins: bins whose phase advance is coded; above them (11 kHz) phases are random.
         dim, mlp_dim: width of the tokens and inner width of SwiGLU.
         encoder_blocks, decoder_blocks: depth.
         kernel_size: of the depthwise convolution over tokens, odd.
@@ -49,6 +55,7 @@ class SpectralAutoencoderConfig:
     sample_rate: int = 44100
     latent_channels: int = 32
     n_fft: int = 2048
+    tonal_bins: int = 512
     dim: int = 320
     mlp_dim: int = 640
     encoder_blocks: int = 4
@@ -63,6 +70,18 @@ class SpectralAutoencoderConfig:
             raise ValueError(f"n_fft must be a multiple of 4, got {self.n_fft}")
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {self.kernel_size}")
+        if self.tonal_bins > self.bins:
+            raise ValueError(f"tonal_bins must be at most n_fft / 2 + 1 = {self.bins}, got {self.tonal_bins}")
+
+    @property
+    def bins(self) -> int:
+        """Frequencies of a frame."""
+        return self.n_fft // 2 + 1
+
+    @property
+    def features(self) -> int:
+        """Numbers a frame: log magnitudes, and (cos, sin) of the phase advance of the tonal bins."""
+        return self.bins + 2 * self.tonal_bins
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SpectralAutoencoderConfig:
@@ -74,24 +93,42 @@ class SpectralAutoencoderConfig:
         return asdict(self)
 
 
+@dataclass(frozen=True, eq=False)
+class Frames:
+    """``log_magnitude [B, frames, bins]``, of |S| + FLOOR; ``advance [B, frames, tonal bins, 2]``: (cos, sin) of the
+    phase's advance since the last frame, beyond that of the bin's centre.  Predicted vectors are shorter than 1 where
+    the advance is uncertain, as it is in noise.
+    """
+
+    log_magnitude: Tensor
+    advance: Tensor
+
+    @property
+    def magnitude(self) -> Tensor:
+        """|S|."""
+        return (self.log_magnitude.clamp(max=LOG_MAGNITUDE_MAX).exp() - FLOOR).clamp_min(0)
+
+
 class SpectralAutoencoder(Autoencoder):
     """Mono audio at ``sample_rate`` to C channels, one latent per ``n_fft`` samples (21.5 a second), and back.
 
-    ``encode`` and ``decode`` as :class:`Autoencoder` promises; :meth:`posterior` is what training needs.
+    ``encode`` and ``decode`` as :class:`Autoencoder` promises; :meth:`analyse`, :meth:`posterior` and :meth:`frames`
+    are what training needs.
     """
 
     audio_channels = 1
     window: Tensor
+    noise: Tensor
 
     def __init__(self, config: SpectralAutoencoderConfig) -> None:
         super().__init__()
         self.config = config
         self.sample_rate, self.latent_channels, self.hop = config.sample_rate, config.latent_channels, config.n_fft
         self.frame_hop = config.n_fft // 4
-        bins = config.n_fft // 2 + 1
         self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
+        self.register_buffer("noise", noise_tile(config.bins), persistent=False)
         self.encoder = nn.Sequential(
-            nn.Linear(FRAMES_PER_TOKEN * 2 * bins, config.dim),
+            nn.Linear(FRAMES_PER_TOKEN * config.features, config.dim),
             *(ConvNeXtBlock(config) for _ in range(config.encoder_blocks)),
             Norm(config.dim),
         )
@@ -100,54 +137,91 @@ class SpectralAutoencoder(Autoencoder):
         self.decoder = nn.Sequential(
             *(ConvNeXtBlock(config) for _ in range(config.decoder_blocks)),
             Norm(config.dim),
-            nn.Linear(config.dim, FRAMES_PER_TOKEN * 2 * bins),
+            nn.Linear(config.dim, FRAMES_PER_TOKEN * config.features),
         )
+
     @property
     def decoder_context(self) -> int:
-        """How many latents on either side reach into what a latent decodes to."""
-        tokens = self.config.decoder_blocks * (self.config.kernel_size // 2)
-        return -(-tokens // TOKENS_PER_LATENT) + 1  # and one for the overlap of the frames
+        """How many latents on either side reach into the frames of a latent."""
+        return -(-self.config.decoder_blocks * (self.config.kernel_size // 2) // TOKENS_PER_LATENT)
 
-    def posterior(self, audio: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of the latents, each ``[B, N, C]``, fp32, of audio ``[B, 1, T]``."""
+    def analyse(self, audio: Tensor) -> Frames:
+        """The frames of audio ``[B, 1, T]``, four a latent; they stand centred on their hop, silence around."""
         self.check_audio(audio)
-        spectrum = self._stft(self.pad_to_hop(audio.float()))
-        compressed = torch.view_as_real(spectrum * (spectrum.abs() + 1e-5).pow(-0.6))  # |S|^0.4, phase kept
-        tokens = rearrange(compressed, "b (n f) k c -> b n (f k c)", f=FRAMES_PER_TOKEN)
+        margin = (self.config.n_fft - self.frame_hop) // 2
+        padded = F.pad(self.pad_to_hop(audio.float())[:, 0], (margin, margin))
+        spectrum = torch.fft.rfft(padded.unfold(-1, self.config.n_fft, self.frame_hop) * self.window.float())
+        advance = phase_advance(spectrum[..., : self.config.tonal_bins])
+        return Frames((spectrum.abs() + FLOOR).log(), advance)
+
+    def posterior(self, frames: Frames) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of the latents, each ``[B, N, C]``, fp32."""
+        strength = frames.magnitude[..., : self.config.tonal_bins, None].clamp_min(1e-6).pow(0.3)
+        parts = (frames.log_magnitude / 3, (0.3 * strength * frames.advance).flatten(2))
+        tokens = rearrange(torch.cat(parts, -1), "b (n f) k -> b n (f k)", f=FRAMES_PER_TOKEN)
         h = self.encoder(tokens.to(self._dtype()))
         h = self.to_posterior(rearrange(h, "b (n p) d -> b n (p d)", p=TOKENS_PER_LATENT)).float()
         mean, log_variance = h.chunk(2, dim=-1)
         return mean, log_variance.clamp(*LOG_VARIANCE)
 
-    def encode(self, audio: Tensor) -> Tensor:
-        return self.posterior(audio)[0]
-
-    def decode(self, latents: Tensor) -> Tensor:
+    def frames(self, latents: Tensor) -> Frames:
+        """The frames that latents ``[B, N, C]`` stand for, fp32."""
         self.check_latents(latents)
         h = self.from_latents(latents.to(self._dtype()))
         h = self.decoder(rearrange(h, "b n (p d) -> b (n p) d", p=TOKENS_PER_LATENT)).float()
-        compressed = rearrange(h, "b n (f k c) -> b (n f) k c", f=FRAMES_PER_TOKEN, c=2)
-        # c |c|^1.5, which undoes |S|^0.4: phase is linear in the network's output, as it is in the encoder's input.
-        expanded = compressed * (compressed.square().sum(-1, keepdim=True) + 1e-12).pow(0.75)
-        return self._istft(torch.view_as_complex(expanded))
+        log_magnitude, advance = rearrange(h, "b n (f k) -> b (n f) k", f=FRAMES_PER_TOKEN).split(
+            (self.config.bins, 2 * self.config.tonal_bins), dim=-1
+        )
+        return Frames(3 * log_magnitude, advance.unflatten(-1, (-1, 2)))
 
-    def _stft(self, audio: Tensor) -> Tensor:
-        """Demodulated ``[B, frames, bins]`` of ``[B, 1, T]``: frames stand centred on their hop, silence around."""
-        margin = (self.config.n_fft - self.frame_hop) // 2
-        frames = F.pad(audio[:, 0], (margin, margin)).unfold(-1, self.config.n_fft, self.frame_hop) * self.window
-        # exp(-2 pi i k t / 4) is a roll of frame t by t quarters: quarter j goes to where its absolute time says.
-        parts = [frames[:, t::4].roll(t * self.frame_hop, -1) for t in range(4)]
-        return torch.fft.rfft(torch.stack(parts, 2).flatten(1, 2))
+    def encode(self, audio: Tensor) -> Tensor:
+        return self.posterior(self.analyse(audio))[0]
 
-    def _istft(self, spectrum: Tensor) -> Tensor:
-        """``[B, 1, frames * frame_hop]``: least squares, frames weighted by the window and divided by its square."""
-        batch, frames, _ = spectrum.shape
-        quarters = torch.fft.irfft(spectrum, n=self.config.n_fft).view(batch, frames // 4, 4, 4, self.frame_hop)
-        window = self.window.view(4, self.frame_hop)
+    def decode(self, latents: Tensor) -> Tensor:
+        self.check_latents(latents)
+        return self.decode_chunked(latents, chunk=latents.shape[1])
+
+    def decode_chunked(self, latents: Tensor, *, chunk: int = 1024) -> Tensor:
+        """``decode``, the same audio, with the memory of ``chunk`` latents at a time (and of the audio itself)."""
+        if chunk < 1:
+            raise ValueError(f"chunk must be at least 1, got {chunk}")
+        self.check_latents(latents)
+        length, context = latents.shape[1], self.decoder_context
+        phases, pieces, tail = None, [], None
+        for start in range(0, length, chunk):
+            stop = min(start + chunk, length)
+            left = max(start - context, 0)
+            frames = self.frames(latents[:, left : stop + context])
+            kept = slice(FRAMES_PER_LATENT * (start - left), FRAMES_PER_LATENT * (stop - left))
+            frames = Frames(frames.log_magnitude[:, kept], frames.advance[:, kept])
+            signal, phases = self._signal(frames, first_frame=FRAMES_PER_LATENT * start, before=phases)
+            summed = overlap_add(signal, tail)
+            whole = summed.shape[1] - 3 * self.frame_hop
+            pieces.append(summed[:, :whole])
+            tail = summed[:, whole:]
+        assert tail is not None
+        return self._divided(torch.cat((*pieces, tail), dim=1))
+
+    def synthesise(self, frames: Frames) -> Tensor:
+        """Audio ``[B, 1, frames hop]`` of frames: what :meth:`decode` does after the network."""
+        return self._divided(overlap_add(self._signal(frames)[0]))
+
+    def _signal(self, frames: Frames, *, first_frame: int = 0, before: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Windowed frames ``[B, F, n_fft]`` of signal, and the phases of the last."""
+        magnitude = frames.magnitude
+        angles = accumulate_phases(magnitude, frames.advance, self.noise, first_frame=first_frame, before=before)
+        signal = torch.fft.irfft(torch.polar(magnitude, angles), n=self.config.n_fft) * self.window.float()
+        return signal, angles[:, -1]
+
+    def _divided(self, audio: Tensor) -> Tensor:
+        """Overlapping windows divided out and the margins cut off: ``[B, (F + 3) hop]`` to ``[B, 1, F hop]``."""
         margin = 3 * self.frame_hop // 2
-        audio = _overlap_add(quarters, window)[:, margin:-margin]
-        envelope = _overlap_add(window.expand_as(quarters[:1]), window, rolled=False)[:, margin:-margin]
-        return (audio / envelope).unsqueeze(1)
+        # Squares of the quarters of the window that meet at a hop: all four, fewer at the two ends.
+        met = self.window.float().square().view(4, self.frame_hop).cumsum(0)
+        envelope = met[3].repeat(audio.shape[1] // self.frame_hop, 1)
+        envelope[:3], envelope[-3:] = met[:3], met[3] - met[:3]
+        # Cut off first: the window starts at 0, and 0 / 0 would reach the gradient.
+        return (audio[:, margin:-margin] / envelope.flatten()[margin:-margin])[:, None]
 
     def _dtype(self) -> torch.dtype:
         return self.from_latents.weight.dtype
@@ -181,19 +255,3 @@ class ConvNeXtBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.depthwise(x.transpose(1, 2)).transpose(1, 2)
         return gated_residual(x, self.proj_out(swiglu(self.proj_in(self.norm(h)))), self.gate)
-
-
-def _overlap_add(quarters: Tensor, window: Tensor, *, rolled: bool = True) -> Tensor:
-    """Windowed frames a quarter of their length apart, summed: ``[B, G, 4, 4, n/4]`` → ``[B, (4 G + 3) n/4]``.
-
-    ``quarters[:, g, t, j]`` is quarter j of frame 4 g + t; when ``rolled`` it was turned by t quarters, so that the
-    quarter that sounds i quarters into the frame is (t + i) mod 4.
-    """
-    batch, groups = quarters.shape[:2]
-    total = quarters.new_zeros(batch, groups + 2, 4, quarters.shape[-1])  # 4 G + 3 and five that stay empty
-    for t in range(4):
-        for i in range(4):
-            carry, place = divmod(t + i, 4)
-            source = place if rolled else i
-            total[:, carry : carry + groups, place].addcmul_(quarters[:, :, t, source], window[i])
-    return total.flatten(1, 2)[:, : 4 * groups + 3].flatten(1)

@@ -92,7 +92,7 @@ def arrange(piece: Piece, notes: Notes, *, seed: int, variation: int) -> Arrange
     rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
     factor = float(np.exp(rng.uniform(*np.log(TEMPO_FACTORS))))
     shift = int(rng.integers(-TRANSPOSITIONS, TRANSPOSITIONS + 1))
-    name, programs, octaves, doubled = _instruments(piece, notes, rng)
+    names, programs, octaves = _instruments(piece, notes, rng)
 
     clock = _Clock(notes, factor)
     start, end = _window(notes, clock, rng)
@@ -135,8 +135,7 @@ def arrange(piece: Piece, notes: Notes, *, seed: int, variation: int) -> Arrange
     onsets = len({note[0] for part in parts for note in part}) / length
     tags = _tags(piece, notes, parts, shift) | {
         "tempo": "slow" if onsets < SLOW else "fast" if onsets > FAST else "moderate",
-        "instrument": name,
-        "instruments": [name] if len(set(doubled)) < 2 else list(doubled),
+        "instrument": names[0] if len(names) == 1 else list(names),
         "notes_per_second": round(onsets, 2),
         "beats_per_minute": round(60 * (end - start) / length / _beat(notes.metre), 1),
         "tempo_factor": round(factor, 3),
@@ -148,23 +147,23 @@ def arrange(piece: Piece, notes: Notes, *, seed: int, variation: int) -> Arrange
 
 def _instruments(
     piece: Piece, notes: Notes, rng: np.random.Generator
-) -> tuple[str, tuple[int, ...], tuple[int, ...], tuple[str, ...]]:
-    """The name to say, programs from high to low, octaves to move by, and every instrument's name."""
+) -> tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]:
+    """The names to say, programs from high to low, and octaves to move by."""
     if len(notes.parts) > 1:
         favoured = _FAVOURED.get(piece.collection) or _FAVOURED.get(piece.genre, {})
         names = list(ENSEMBLES) + (["banjo"] if piece.genre == "ragtime" else [])
         weights = np.array([favoured.get(name, 1) for name in names], float)
         name = str(rng.choice(names, p=weights / weights.sum()))
-        return name, ENSEMBLES.get(name, (105,)), (), (name,)
+        return (name,), ENSEMBLES.get(name, (105,)), ()
     favoured = {} if piece.collection == "essenFolksong" else _FAVOURED["dance"]
     names = list(MELODIES)
     weights = np.array([favoured.get(name, 1) for name in names], float)
     first = str(rng.choice(names, p=weights / weights.sum()))
     program, octave = MELODIES[first]
     if rng.random() >= _DOUBLED:
-        return first, (program,), (octave,), (first,)
+        return (first,), (program,), (octave,)
     second = str(rng.choice([name for name in names if name != first]))
-    return f"{first} and {second}", (program, MELODIES[second][0]), (octave, MELODIES[second][1] - 1), (first, second)
+    return (first, second), (program, MELODIES[second][0]), (octave, MELODIES[second][1] - 1)
 
 
 class _Clock:
@@ -226,7 +225,8 @@ def _beat(metre: str) -> float:
 
 def captions(tags: dict[str, Any], rng: np.random.Generator) -> list[str]:
     """Three wordings from full to short; every word of them is one of the tags, or their composer or origin."""
-    tempo, genre, name, collection = tags["tempo"], tags["genre"], tags["instrument"], tags["collection"]
+    tempo, genre, collection = tags["tempo"], tags["genre"], tags["collection"]
+    name = tags["instrument"] if isinstance(tags["instrument"], str) else " and ".join(tags["instrument"])
     origin = _FROM.get(collection, collection)
     metre = {"3/4": "waltz time", "6/8": "six eight time", "2/4": "two four time"}.get(tags["metre"], "")
     third = f"{origin} {genre} played by {name}, {tags['mode']} key, {tempo} tempo"

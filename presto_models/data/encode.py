@@ -4,34 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from presto_models.autoencoders import Autoencoder, load_autoencoder
 from presto_models.data.audio_files import read_audio, written_beside
 from presto_models.data.folder import AudioFolder, AudioItem
 from presto_models.data.scores import SPLITS
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-
-
-class Autoencoder(Protocol):
-    """What is needed of an autoencoder: `encode(audio [B, channels, T]) -> latents [B, N, C]` and its sizes."""
-
-    sample_rate: int
-    audio_channels: int
-    latent_channels: int
-    hop: int
-
-    def encode(self, audio: Tensor) -> Tensor: ...
-
-    def state_dict(self) -> dict[str, Tensor]: ...
 
 
 @dataclass(frozen=True)
@@ -54,12 +43,10 @@ class EncodeOptions:
     """Where the autoencoder runs."""
 
 
-def run(options: EncodeOptions) -> dict[str, Any]:
-    """Loads the autoencoder and encodes; returns the index that is also in `out/index.json`."""
-    from presto_models.autoencoders import load_autoencoder
-
+def run(options: EncodeOptions) -> None:
+    """Loads the autoencoder, encodes, and prints how much there is."""
     autoencoder = load_autoencoder(options.autoencoder).to(options.device).eval()
-    return encode_folder(
+    index = encode_folder(
         autoencoder,
         options.data,
         options.out,
@@ -68,6 +55,8 @@ def run(options: EncodeOptions) -> dict[str, Any]:
         max_seconds=options.max_seconds,
         device=options.device,
     )
+    latents = sum(clip["latents"] for clip in index["clips"])
+    print(f"{len(index['clips'])} clips, {latents} latents in {options.out}; skipped: {index['skipped'] or 'none'}")
 
 
 @torch.inference_mode()
@@ -166,7 +155,7 @@ def _clips(
             skipped[reason] = skipped.get(reason, 0) + count
     if not found:
         AudioFolder(data, split=None)  # says why there is nothing
-    for split, item in track(found, "encoding", transient=True):
+    for split, item in track(found, "encoding", transient=True, disable=not sys.stdout.isatty()):
         whole = str(item.path.relative_to(data).with_suffix(""))
         for part in range(max(1, int(np.ceil(item.seconds / max_seconds)))):
             start = part * max_seconds
@@ -183,7 +172,7 @@ def _write_shard(
 ) -> dict[str, Any]:
     name = f"latents-{number:05d}.safetensors"
     with written_beside(out / name) as beside:
-        save_file(shard, beside)
+        beside.write_bytes(save(shard))  # its own save_file does not report a full disk as an OSError
     training = [shard[clip["id"]].double() for clip in clips if clip["split"] == "train"]
     joined = torch.cat(training) if training else torch.zeros(0, made_with["latent_channels"], dtype=torch.float64)
     record = {

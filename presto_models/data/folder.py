@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import sys
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -75,7 +76,7 @@ class AudioFolder:
             except ValueError as error:
                 self.skipped[str(error)] += 1
                 continue
-            if any(item.tags.get(name) in values for name, values in (without or {}).items()):
+            if any(set(_several(item.tags.get(name))) & set(values) for name, values in (without or {}).items()):
                 self.skipped["left out by its tags"] += 1
             elif item.seconds < min_seconds:
                 self.skipped["too short"] += 1
@@ -159,6 +160,10 @@ def _padded(audio: Tensor, samples: int) -> Tensor:
     return torch.nn.functional.pad(audio, (0, samples - audio.shape[1]))
 
 
+def _several(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 def _description(path: Path) -> dict[str, Any]:
     beside = path.with_suffix(".json")
     if beside.is_file():
@@ -210,4 +215,4 @@ def _item(path: Path, described: Mapping[str, Any]) -> AudioItem:
 def _with_progress(paths: list[Path]) -> Any:
     from rich.progress import track
 
-    return track(paths, "reading the folder", transient=True, disable=len(paths) < 5000)
+    return track(paths, "reading the folder", transient=True, disable=len(paths) < 5000 or not sys.stdout.isatty())

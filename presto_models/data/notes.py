@@ -120,6 +120,7 @@ def _play_order(part: Any, count: int) -> list[int]:
     of_measure = {}
     for index, measure in enumerate(part.getElementsByClass(stream.Measure)):
         copy = stream.Measure(number=index + 1)
+        copy.editorial.place = index  # unlike the number, it is not counted anew while unfolding
         copy.append(note.Rest(quarterLength=measure.duration.quarterLength))
         copy.leftBarline, copy.rightBarline = deepcopy(measure.leftBarline), deepcopy(measure.rightBarline)
         for mark in measure.getElementsByClass(repeat.RepeatExpression):
@@ -131,9 +132,11 @@ def _play_order(part: Any, count: int) -> list[int]:
         bare.insert(0, spanner.RepeatBracket(inside, number=bracket.number))
     try:
         played = bare.expandRepeats()
+    except BadScore:
+        raise
     except Exception:  # marks that contradict each other: played once, as written
         return list(range(count))
-    return [measure.number - 1 for measure in played.getElementsByClass(stream.Measure)]
+    return [measure.editorial.place for measure in played.getElementsByClass(stream.Measure)]
 
 
 def _notes_of(bars: list[tuple[float, Any]], order: list[int], starts: list[float], beat: float) -> list[list[float]]:
@@ -198,10 +201,10 @@ def _time_limit(seconds: float) -> Iterator[None]:
         return
 
     def late(*_: object) -> None:
-        raise BadScore("timeout")
+        raise BadScore("timeout")  # and again every second, where music21 swallowed it
 
     before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
     try:
         yield
     finally:

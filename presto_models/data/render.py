@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import sys
 import threading
 import time
 from collections import Counter, deque
@@ -92,8 +93,8 @@ class _Row:
         return (self.counted + 45.0 * len(self.under_way)) / self.quota
 
 
-def run(options: RenderOptions) -> dict[str, Any]:
-    """Renders, and returns the summary that is also in `out/summary.json`.
+def run(options: RenderOptions) -> None:
+    """Renders, and prints what `out/summary.json` has.
 
     Raises ValueError for options out of range, or where `out` holds clips of another seed or SoundFont,
     FileNotFoundError where there is no SoundFont, and OSError where the disk is full; finished clips stay and a later
@@ -107,11 +108,14 @@ def run(options: RenderOptions) -> dict[str, Any]:
     out = Path(options.out)
     _same_settings(out, {"version": _VERSION, "seed": options.seed, "soundfont": soundfont.name})
     pieces = find_pieces(collections=options.collections)
-    return render_pieces(pieces, soundfont, options)
+    summary = render_pieces(pieces, soundfont, options)
+    print(
+        f"{summary['clips']} clips in {options.out}; hours: {summary['hours']}; skipped: {summary['skipped'] or 'none'}"
+    )
 
 
 def render_pieces(pieces: Sequence[Piece], soundfont: Path, options: RenderOptions) -> dict[str, Any]:
-    """As `run`, of these pieces."""
+    """As `run`, of these pieces; returns the summary."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     out = Path(options.out)
@@ -132,7 +136,13 @@ def render_pieces(pieces: Sequence[Piece], soundfont: Path, options: RenderOptio
         ProcessPoolExecutor(
             workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(str(soundfont),)
         ) as pool,
-        Progress(*columns, TextColumn("{task.fields[skipped]} skipped"), TimeRemainingColumn(), transient=True) as bar,
+        Progress(
+            *columns,
+            TextColumn("{task.fields[skipped]} skipped"),
+            TimeRemainingColumn(),
+            transient=True,
+            disable=not sys.stdout.isatty(),
+        ) as bar,
     ):
         task = bar.add_task("render", total=options.hours, skipped=0)
         try:

@@ -11,7 +11,7 @@ import hashlib
 import re
 import unicodedata
 import zipfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -19,10 +19,11 @@ from pathlib import Path
 
 COLLECTIONS = ("bach", "ryansMammoth", "oneills1850", "essenFolksong", "beethoven", "mozart", "haydn", "joplin")
 SPLITS = ("train", "validation", "test")
-HELD_OUT_SHARE = 0.05  # of the groups, for validation and as much again for test
-FINGERPRINT_STEPS = 10
+HELD_OUT_SHARE = 0.05  # of the pieces, for validation and as much again for test
+FINGERPRINT_STEPS = 10  # among thousands of dances fewer would join strangers
+_CHORALE_STEPS = 6  # Bach ornaments his settings of one tune, and not every setting has a title
 
-_CLASSICAL = ("beethoven", "mozart", "haydn")  # a handful of works each: split together, or none would be held out
+_CLASSICAL = ("beethoven", "mozart", "haydn")  # a handful of works each: split as one
 _DANCES: tuple[str, ...] = ("double jig", "slip jig", "slipjig", "jig", "reel", "hornpipe", "strathspey", "clog")
 _DANCES += ("highland fling", "fling", "waltz", "march", "polka", "air", "slide", "walkaround")
 _TITLE_NOISE = re.compile(rf"\b({'|'.join(_DANCES)}|the|a|an|no|[0-9]+|[ivx]+)\b")
@@ -130,7 +131,12 @@ def _from_xml(
         genre = "prelude" if work == "bwv846" else genre  # the one piece there that is no chorale
     title = chorales.get(work.removeprefix("bwv"), "") if collection == "bach" else ""
     piece = Piece(id=f"{collection}-{name}", collection=collection, title=title or name, genre=genre, path=str(path))
-    return [(piece, (f"work:{collection}-{work}", *_same_as(title, _xml_steps(path))))]
+    steps = _xml_steps(path)
+    keys = [f"work:{collection}-{work}", *_same_as(title, steps)]
+    if collection == "bach" and len(steps) > _CHORALE_STEPS:
+        no_repeats = [step for step, before in zip(steps, [None, *steps], strict=False) if step != before]
+        keys += [f"chorale:{_moves(each[: _CHORALE_STEPS + 1])}" for each in (steps, no_repeats)]
+    return [(piece, tuple(keys))]
 
 
 def normalized_title(title: str) -> str:
@@ -144,9 +150,12 @@ def _same_as(title: str, steps: list[int]) -> tuple[str, ...]:
     if (plain := normalized_title(title)) not in _NOT_A_TITLE:
         keys.append(f"title:{plain}")
     if len(steps) > FINGERPRINT_STEPS:
-        moves = (b - a for a, b in pairwise(steps))
-        keys.append("steps:" + ",".join(map(str, moves)))
+        keys.append(f"steps:{_moves(steps)}")
     return tuple(keys)
+
+
+def _moves(steps: Sequence[int]) -> str:
+    return ",".join(str(b - a) for a, b in pairwise(steps))
 
 
 def _abc_steps(text: str) -> list[int]:
@@ -182,7 +191,7 @@ def _xml_steps(path: Path) -> list[int]:
 
 
 def _split(pieces: Sequence[Piece], keys: Sequence[tuple[str, ...]]) -> list[str]:
-    """Groups of pieces that share a key, ranked by a hash within their pool; the first few are held out."""
+    """Groups of pieces that share a key, ranked by a hash within their pool; the first of modest size are held out."""
     parent = list(range(len(pieces)))
 
     def root(index: int) -> int:
@@ -196,15 +205,26 @@ def _split(pieces: Sequence[Piece], keys: Sequence[tuple[str, ...]]) -> list[str
         for key in same_as:
             a, b = root(first.setdefault(key, index)), root(index)
             parent[max(a, b)] = min(a, b)
+    pool = ["classical" if piece.collection in _CLASSICAL else piece.collection for piece in pieces]
     pools: dict[str, list[int]] = defaultdict(list)
-    for index, piece in enumerate(pieces):
-        if root(index) == index:
-            pools["classical" if piece.collection in _CLASSICAL else piece.collection].append(index)
+    size: Counter[int] = Counter()  # of a group, without what other collections have of it
+    for index in range(len(pieces)):
+        group = root(index)
+        size[group] += pool[index] == pool[group]
+        if index == group:
+            pools[pool[index]].append(index)
     split_of: dict[int, str] = {}
     for groups in pools.values():
         groups.sort(key=lambda index: hashlib.sha256(pieces[index].id.encode()).digest())
         # A collection of one or two works cannot give one away: all of it is for training.
-        held_out = max(1, round(HELD_OUT_SHARE * len(groups))) if len(groups) >= 5 else 0
-        for rank, index in enumerate(groups):
-            split_of[index] = "test" if rank < held_out else "validation" if rank < 2 * held_out else "train"
+        wanted = HELD_OUT_SHARE * sum(size[index] for index in groups) if len(groups) >= 5 else 0.0
+        held_out: Counter[str] = Counter()
+        for index in groups:
+            fits = (
+                split
+                for split in ("test", "validation")
+                if held_out[split] < wanted and size[index] <= max(4, wanted / 2)
+            )
+            split_of[index] = split = next(fits, "train")
+            held_out[split] += size[index]
     return [split_of[root(index)] for index in range(len(pieces))]

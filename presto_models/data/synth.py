@@ -67,7 +67,7 @@ class Player:
         for channel in range(16):
             synth.control_change(channel, _RESET, 0)
             synth.control_change(channel, _ALL_SOUND_OFF, 0)
-        synth.generate(64)  # lets the voices of the clip before end
+        synth.generate(4096)  # voices that are switched off still fade for 10 ms
         # Channel 9 is for drums in General MIDI.
         channels = [channel for channel in range(16) if channel != 9][: len(arrangement.programs)]
         for channel, program, pan in zip(channels, arrangement.programs, arrangement.pans, strict=True):

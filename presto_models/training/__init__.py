@@ -1,0 +1,1 @@
+"""`python -m presto_models train`: one loop on Lightning Fabric, a task for each model."""
