@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -67,6 +67,9 @@ class Engine:
         capture: whether a plan is captured as a CUDA graph; None: on CUDA.
         max_graphs: how many graphs are kept, the least recently used going first.  They share one memory pool.
 
+    Attributes:
+        batched: whether a call makes all samples at once.
+
     The modules are used as they stand: in ``eval()``, on one device.  A graph holds the weights' memory and the kernels
     chosen when it was captured: weights changed in place are seen, another ``use_backend`` is not until
     :meth:`forget`.  One thread at a time.
@@ -104,7 +107,7 @@ class Engine:
         self.capture = self.device.type == "cuda" if capture is None else capture
         if self.capture and self.device.type != "cuda":
             raise ValueError(f"capture needs a CUDA device, the modules are on {self.device}")
-        self.max_graphs = max_graphs
+        self.batched, self.max_graphs = self.device.type != "cpu", max_graphs
         self._graphs: OrderedDict[object, _Captured] = OrderedDict()
         self._pool: Any = None
 
@@ -135,10 +138,7 @@ class Engine:
         chunked = getattr(self.autoencoder, "decode_chunked", None)
         if chunked is not None and latents.shape[1] > LONG:
             decode = partial(chunked, chunk=LONG // 2)
-        if self.device.type == "cuda":
-            return decode(latents)
-        # One after another: one keeps every core busy, and what a convolution makes at the audio's rate is large.
-        return torch.cat([decode(sample) for sample in latents.split(1)])
+        return decode(latents)
 
     def widen(self, audio: Tensor) -> Tensor:
         """Mono ``[B, 1, T]`` to stereo ``[B, 2, T]``."""
@@ -178,6 +178,9 @@ class Engine:
             seeds: int64 ``[B]``, on any device.
             on_stage: see :meth:`walk`; with it nothing is captured, since a graph has no stages to watch.
 
+        On a CPU the samples are made one after another (:attr:`batched` is False): one keeps every core busy, memory
+        does not grow with the batch, and each is bitwise what it is alone.
+
         With capture the first call of a plan takes seconds and the result is the graph's own memory, which the next
         call of that plan overwrites: clone what is to stay.  A later call copies its inputs in and replays; it
         allocates nothing.
@@ -190,7 +193,11 @@ class Engine:
         if plan.stereo and self.stereo is None:
             raise ValueError("stereo needs a mono-to-stereo module, and this model has none")
         if not self.capture or on_stage is not None:
-            return self.walk(plan, conditioning.to(self.device), seeds.to(self.device), on_stage=on_stage)
+            conditioning, seeds = conditioning.to(self.device), seeds.to(self.device)
+            if self.batched:
+                return self.walk(plan, conditioning, seeds, on_stage=on_stage)
+            single, samples = replace(plan, batch=1), [slice(i, i + 1) for i in range(plan.batch)]
+            return torch.cat([self.walk(single, conditioning[s], seeds[s], on_stage=on_stage) for s in samples])
         return self._captured(plan, conditioning, seeds).replay(conditioning, seeds)
 
     def forget(self) -> None:

@@ -227,9 +227,9 @@ class PrestoPipeline:
             TypeError, ValueError: an argument does not fit; said before anything is computed.
 
         **Seeds.**  A sample's noise is a function of its own seed alone: bitwise the same alone or in a batch of any
-        size, for any prompt, and on every device within the rounding of a logarithm and a sine.  The music made of it
-        is bitwise the same for the same call on the same machine and threads, and otherwise within the rounding of
-        matrix products, which depends on the batch and the device.
+        size, for any prompt, and on every device within the rounding of a logarithm and a sine.  On a CPU so is the
+        music, on one machine with one number of threads.  On CUDA it is bitwise the same for the same call; in another
+        batch or on another device its latents agree within the rounding of matrix products.
         """
         if self.conditioner is None:
             raise ValueError("prompt cannot be embedded: this pipeline was made without a text encoder")
@@ -248,7 +248,8 @@ class PrestoPipeline:
         conditioning = _repeated(text, num_samples, pooled=self.config.dit.pooled_dim > 0)
         if watch is not None:
             watch("prompt")
-        with progress_bar(plan, progress and not self.engine.capture) as bar:
+        rounds = 1 if self.engine.batched else batch
+        with progress_bar(plan, rounds, progress and not self.engine.capture) as bar:
             on_stage = None if bar is None and watch is None else all_of(bar, watch)
             audio = self.engine(plan, conditioning, torch.tensor(seeds, dtype=torch.int64), on_stage=on_stage)
         # Its own memory: the engine's is overwritten by the next call.

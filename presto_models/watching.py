@@ -17,7 +17,8 @@ class Timings:
     """Seconds of each stage of one generation, the device waited for after each.
 
     ``prompt``: the text encoder, almost nothing for a prompt it has seen.  ``prepare``: modulation, text keys and
-    values, the starting noise.  ``steps``: each.  ``stereo``: 0 where it was not asked for.
+    values, the starting noise.  ``steps``: each, on a CPU those of one sample after those of another.  ``stereo``: 0
+    where it was not asked for.
     """
 
     prompt: float
@@ -60,8 +61,8 @@ class Stopwatch:
 
 
 @contextmanager
-def progress_bar(plan: Plan, wanted: bool) -> Iterator[OnStage | None]:
-    """A bar over the steps, decode and stereo, or None where none is wanted or nobody would see it."""
+def progress_bar(plan: Plan, rounds: int, wanted: bool) -> Iterator[OnStage | None]:
+    """A bar over steps, decode and stereo of ``rounds`` walks, or None where none is wanted or nobody would see it."""
     if not wanted:
         yield None
         return
@@ -75,7 +76,7 @@ def progress_bar(plan: Plan, wanted: bool) -> Iterator[OnStage | None]:
         yield None
         return
     with Progress(console=console, transient=True) as bar:
-        task = bar.add_task("generating", total=plan.sampling.steps + 1 + plan.stereo)
+        task = bar.add_task("generating", total=rounds * (plan.sampling.steps + 1 + plan.stereo))
 
         def on_stage(stage: str) -> None:
             bar.update(task, advance=stage in ("step", "decode", "stereo"))

@@ -9,7 +9,7 @@ from small_models import make_dit, small_config
 
 from presto_kernels import LayerSchedule
 from presto_models import Conditioning
-from presto_models.autoencoders import SpectralAutoencoder, SpectralAutoencoderConfig
+from presto_models.autoencoders import Oobleck, OobleckConfig
 from presto_models.diffusion.sampling import Sampling
 from presto_models.diffusion_config import DiffusionConfig
 from presto_models.pipeline import PrestoPipeline
@@ -48,9 +48,15 @@ def small_pipeline(
     dit = make_dit(small_config(), torch.float32)
     torch.manual_seed(1)
     conditioner = Conditioner(WordEncoder(), VOCABULARY if tags else None)
-    autoencoder = SpectralAutoencoder(
-        SpectralAutoencoderConfig(
-            sample_rate=8000, latent_channels=5, n_fft=64, dim=24, mlp_dim=32, encoder_blocks=1, decoder_blocks=2
+    autoencoder = Oobleck(
+        OobleckConfig(
+            sample_rate=8000,
+            audio_channels=1,
+            latent_channels=5,
+            channels=4,
+            encoder_channels=4,
+            multiples=(1, 2, 2),
+            strides=(4, 4, 4),
         )
     )
     module = None

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 import presto_kernels
 from presto_models import ScheduledDenoiser, initial_noise
+from presto_models.autoencoders import SpectralAutoencoder, SpectralAutoencoderConfig
 from presto_models.diffusion.sampling import SAMPLERS, Sampling
 from presto_models.engine import Engine, Plan
 
@@ -65,12 +66,12 @@ def test_the_walk_is_its_stages():
     plan = plan_for("pingpong", 3, stereo=True)
     engine, seen = pipeline.engine, []
     whole = engine(plan, conditioning, seeds, on_stage=seen.append)
-    assert seen == ["prepare", "noise", "step", "step", "step", "decode", "stereo"]
+    assert seen == 2 * ["prepare", "noise", "step", "step", "step", "decode", "stereo"]  # a CPU's samples in turn
     denoise = engine.prepare(plan, conditioning)
     x = engine.noise(plan, seeds)
     for index in range(3):
         x = engine.step(plan, denoise, x, index, seeds)
-    assert torch.equal(whole, engine.widen(engine.decode(x)))
+    torch.testing.assert_close(whole, engine.widen(engine.decode(x)), rtol=0, atol=1e-4)
     assert whole.shape == (2, 2, 13 * 64) and whole.dtype == torch.float32
 
 
@@ -131,17 +132,24 @@ class OneDevice(TorchDispatchMode):
         return result
 
 
+def spectral():
+    sizes = {"n_fft": 64, "tonal_bins": 20, "dim": 16, "mlp_dim": 24, "encoder_blocks": 1, "decoder_blocks": 1}
+    return SpectralAutoencoder(SpectralAutoencoderConfig(sample_rate=8000, latent_channels=5, **sizes)).eval()
+
+
+@pytest.mark.parametrize("autoencoder", ["oobleck", "spectral"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_nothing_in_the_walk_asks_the_device_or_comes_from_the_host(sampler):
+def test_nothing_in_the_walk_asks_the_device_or_comes_from_the_host(sampler, autoencoder):
     """On the meta device there is nothing to ask: what would wait for a GPU fails here, and so does a copy to it."""
     pipeline = small_pipeline()
     plan = plan_for(sampler, 3, guidance=2.0, schedule=pipeline.config.schedule, stereo=True)
     conditioning, seeds = inputs(pipeline)
-    for module in (pipeline.dit, pipeline.autoencoder, pipeline.stereo):
+    decoder = pipeline.autoencoder if autoencoder == "oobleck" else spectral()
+    for module in (pipeline.dit, decoder, pipeline.stereo):
         module.to("meta")
     engine = Engine(
         pipeline.engine.edm,
-        pipeline.autoencoder,
+        decoder,
         latent_mean=pipeline.config.latent_mean,
         latent_std=pipeline.config.latent_std,
         stereo=pipeline.stereo,
@@ -171,9 +179,9 @@ def test_long_pieces_are_decoded_in_chunks(monkeypatch):
     x = torch.randn(2, 9, 5)
     plain = pipeline.engine.decode(x)
     pipeline.autoencoder.decode_chunked = decode_chunked
-    assert torch.equal(pipeline.engine.decode(x), plain) and chunks == [4, 4]
+    assert torch.equal(pipeline.engine.decode(x), plain) and chunks == [4]
     pipeline.engine.decode(x[:, :8])
-    assert chunks == [4, 4]
+    assert chunks == [4]
 
 
 def test_plans_and_inputs_that_do_not_fit():

@@ -18,11 +18,6 @@ from presto_models.pipeline import PrestoPipeline
 PIPELINE = small_pipeline()
 
 
-def same(a, b):
-    """Within the rounding of another batch's matrix products, over a walk that enlarges it."""
-    torch.testing.assert_close(a, b, rtol=0, atol=1e-3 * float(b.abs().max()))
-
-
 @settings(max_examples=15, deadline=None)
 @given(seconds=st.floats(1 / 8000, 0.3), stereo=st.booleans())
 def test_the_length_is_exact(seconds, stereo):
@@ -64,10 +59,10 @@ def test_a_seed_gives_the_same_alone_and_in_a_batch(sampler):
     assert batch.seeds == (5, 6, 7, 8, 9, 10) and batch.waveform.shape == (6, 2, 800)
     for index, prompt in ((0, "slow organ"), (2, "slow organ"), (4, "harp")):
         alone = PIPELINE(prompt, seed=batch.seeds[index], **make)
-        same(alone.waveform[0], batch.waveform[index])
+        assert torch.equal(alone.waveform[0], batch.waveform[index])
     assert torch.equal(batch.waveform, PIPELINE(["slow organ", "harp"], seed=5, num_samples=3, **make).waveform)
     chosen = PIPELINE("harp", seed=[9, 5], num_samples=2, **make)
-    same(chosen.waveform[0], batch.waveform[4])
+    assert torch.equal(chosen.waveform[0], batch.waveform[4])
 
 
 def test_different_seeds_are_different_and_one_is_drawn():
@@ -80,8 +75,9 @@ def test_different_seeds_are_different_and_one_is_drawn():
 
 def test_an_empty_prompt_is_no_text():
     nothing = PIPELINE("", seconds=0.1, seed=0)
-    same(nothing.waveform, PIPELINE("", seconds=0.1, seed=0, guidance=7.0).waveform)  # both halves are the same
-    same(nothing.waveform, PIPELINE("  ", seconds=0.1, seed=0).waveform)
+    assert torch.equal(nothing.waveform, PIPELINE("  ", seconds=0.1, seed=0).waveform)
+    unguided = PIPELINE("", seconds=0.1, seed=0, guidance=1.0)  # both halves of a guided call are the same
+    torch.testing.assert_close(nothing.waveform, unguided.waveform, rtol=0, atol=1e-4)
     assert not torch.allclose(nothing.waveform, PIPELINE("organ", seconds=0.1, seed=0).waveform, atol=1e-3)
 
 
@@ -96,8 +92,7 @@ def test_tags_for_all_or_for_each():
     make = {"seconds": 0.1, "seed": [3, 3]}
     each = PIPELINE(["", ""], tags=[{"mode": "minor"}, None], **make).waveform
     both = PIPELINE(["", ""], tags={"mode": "minor"}, **make).waveform
-    same(both[0], both[1])
-    same(each[0], both[0])
+    assert torch.equal(both[0], both[1]) and torch.equal(each[0], both[0])
     assert not torch.allclose(each[1], both[1], atol=1e-3)
 
 
@@ -111,6 +106,7 @@ def test_timings_are_of_every_stage():
     times = made.timings
     assert len(times.steps) == 3 and min(times.prompt, times.prepare, *times.steps, times.decode, times.stereo) > 0
     assert math.isclose(times.total, times.prompt + times.prepare + sum(times.steps) + times.decode + times.stereo)
+    assert len(PIPELINE("organ", seconds=0.1, num_samples=2, timings=True).timings.steps) == 6
     plain = PIPELINE("organ", seconds=0.1, seed=0, stereo=True)
     assert plain.timings is None and torch.equal(plain.waveform, made.waveform)
 
