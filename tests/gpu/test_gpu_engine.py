@@ -8,7 +8,7 @@ import pytest
 import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "presto_models"))
-from small_pipeline import small_pipeline
+from small_pipeline import same, small_pipeline
 
 SAMPLERS = ("heun", "dpmpp_2s", "ddim", "pingpong")
 
@@ -23,10 +23,6 @@ def inputs(pipeline, prompts=("slow organ", "harp"), seed=3):
     return pipeline.conditioner(list(prompts), None), seeds
 
 
-def close(a, b):
-    torch.testing.assert_close(a, b, rtol=0, atol=1e-3 * float(b.abs().max()))
-
-
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 def test_a_replay_is_the_stages_run_one_by_one(pipeline, sampler, guidance):
@@ -35,7 +31,7 @@ def test_a_replay_is_the_stages_run_one_by_one(pipeline, sampler, guidance):
         given = inputs(pipeline, prompts, seed)
         captured = pipeline.engine(plan, *given).clone()
         with torch.no_grad():
-            close(captured, pipeline.engine.walk(plan, *given))
+            same(captured, pipeline.engine.walk(plan, *given))
         assert torch.equal(captured, pipeline.engine(plan, *given))
     pipeline.engine.forget()
 
@@ -100,7 +96,7 @@ def test_weights_changed_in_place_are_seen(pipeline):
     changed = pipeline.engine(plan, *given).clone()
     bias.sub_(0.5)
     assert not torch.allclose(before, changed)
-    close(pipeline.engine(plan, *given), before)
+    same(pipeline.engine(plan, *given), before)
     pipeline.engine.forget()
 
 
@@ -112,7 +108,7 @@ def test_the_pipelines_waveforms_are_their_own(pipeline):
     assert torch.equal(first.waveform, kept)
     assert torch.equal(pipeline("slow organ", seed=1, **make).waveform, kept)
     timed = pipeline("slow organ", seed=1, timings=True, **make)
-    close(timed.waveform, kept)
+    same(timed.waveform, kept)
     assert len(timed.timings.steps) == 3 and min(timed.timings.steps) > 0
 
 

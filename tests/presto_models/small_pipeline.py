@@ -41,6 +41,11 @@ class WordEncoder:
         return Conditioning(tokens, pooled, lengths)
 
 
+def same(a, b):
+    """Equal within rounding, which a walk from noise at 80 enlarges."""
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-3 * float(b.abs().max()))
+
+
 def small_pipeline(
     *, sampler="heun", steps=3, guidance=2.0, stereo=True, tags=True, device="cpu", **changes
 ) -> PrestoPipeline:

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from small_pipeline import small_pipeline
+from small_pipeline import same, small_pipeline
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -71,7 +71,7 @@ def test_the_walk_is_its_stages():
     x = engine.noise(plan, seeds)
     for index in range(3):
         x = engine.step(plan, denoise, x, index, seeds)
-    torch.testing.assert_close(whole, engine.widen(engine.decode(x)), rtol=0, atol=1e-4)
+    same(whole, engine.widen(engine.decode(x)))
     assert whole.shape == (2, 2, 13 * 64) and whole.dtype == torch.float32
 
 
@@ -87,7 +87,7 @@ def test_latents_are_brought_back_to_the_autoencoders_units():
     latents = torch.randn(2, 9, 5, generator=torch.Generator().manual_seed(0))
     mean, std = torch.tensor(pipeline.config.latent_mean), torch.tensor(pipeline.config.latent_std)
     audio = pipeline.engine.decode((latents - mean) / std * 0.5)
-    torch.testing.assert_close(audio, pipeline.autoencoder.decode(latents))
+    same(audio, pipeline.autoencoder.decode(latents))
 
 
 def test_gradients_flow_through_every_stage():

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from small_pipeline import WordEncoder, small_pipeline
+from small_pipeline import WordEncoder, same, small_pipeline
 
 from presto_models import Conditioning
 from presto_models.checkpoint import CheckpointError, load_weights, save_weights
@@ -77,14 +77,14 @@ def test_an_empty_prompt_is_no_text():
     nothing = PIPELINE("", seconds=0.1, seed=0)
     assert torch.equal(nothing.waveform, PIPELINE("  ", seconds=0.1, seed=0).waveform)
     unguided = PIPELINE("", seconds=0.1, seed=0, guidance=1.0)  # both halves of a guided call are the same
-    torch.testing.assert_close(nothing.waveform, unguided.waveform, rtol=0, atol=1e-4)
+    same(nothing.waveform, unguided.waveform)
     assert not torch.allclose(nothing.waveform, PIPELINE("organ", seconds=0.1, seed=0).waveform, atol=1e-3)
 
 
 def test_the_stereo_module_keeps_the_mono():
     mono = PIPELINE("organ", seconds=0.2, seed=0).waveform
     stereo = PIPELINE("organ", seconds=0.2, seed=0, stereo=True).waveform
-    torch.testing.assert_close(stereo.mean(1, keepdim=True), mono, rtol=0, atol=1e-6)
+    torch.testing.assert_close(stereo.mean(1, keepdim=True), mono, rtol=0, atol=1e-6 * float(stereo.abs().max()))
     assert not torch.allclose(stereo[:, 0], stereo[:, 1])
 
 
