@@ -218,7 +218,7 @@ class PrestoPipeline:
                 ``Generated.seeds``.
             stereo: two channels, through the mono-to-stereo module (an autoencoder of two channels needs none, and
                 gives two whatever is asked).
-            num_samples: variations of each prompt, made in one batch.
+            num_samples: variations of each prompt; all samples are one batch on CUDA, and made in turn on a CPU.
             tags: field to value or values, for all prompts; or one such mapping for each.
             progress: a bar over the steps, on a terminal, where the steps are not one CUDA graph.
             timings: measure each stage; on CUDA the stages then run one by one and not as a graph.
