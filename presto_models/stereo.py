@@ -109,7 +109,8 @@ class StereoConfig:
         """``"presto-tiny"``: the trained one.  ``"presto-32s"``: paper scale.  ``"tiny"``: for tests.
 
         The paper's module takes 205 ms for 32 s of audio; its architecture could not be read, so ``presto-32s`` is no
-        copy of it but a stand-in of 107 M weights and 0.59 TFLOP for 32 s, four tenths of a forward of the paper-scale DiT.
+        copy of it but a stand-in: 107 M weights and 0.59 TFLOP for 32 s, four tenths of a forward of the paper-scale
+        DiT.
         """
         if name not in _NAMED:
             raise ValueError(f"name must be one of {', '.join(_NAMED)}; got {name!r}")

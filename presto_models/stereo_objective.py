@@ -68,10 +68,13 @@ def side_statistics(module: MonoToStereo, audio: Tensor) -> SideStatistics:
 def statistics_loss(module: MonoToStereo, truth: SideStatistics) -> tuple[Tensor, dict[str, Tensor]]:
     """With P the power in a band and frame; M, S, L, R the truth's signals, S', L', R' the module's:
 
-        loss = 3 complex + channels + side / 2
+        loss = 10 complex + channels + side
         complex   sum P_{S'-S} / (P_M + P_S)^(3/4)  /  sum (P_M + P_S)^(1/4)     sign and phase, loud and quiet alike
         channels  mean |log P_L' - log P_L| + |log P_R' - log P_R|               levels, hence where a sound is
-        side      mean |log P_S' - log P_S|                                      width, where phase cannot be known
+        side      mean |log(P_S' + P_M / 32) - log(P_S + P_M / 32)|              width, where phase cannot be known
+
+    The share of P_M in the last keeps a side 15 dB below the mid from ruling the gradient, which would leave the sign
+    unlearned.
 
     Gains are constant in a band, so the powers follow from the statistics, and no bin needs a gradient:
 
@@ -93,9 +96,9 @@ def statistics_loss(module: MonoToStereo, truth: SideStatistics) -> tuple[Tensor
     parts = {
         "complex": (error / level**0.75).sum() / level.pow(0.25).sum(),
         "channels": left + right,
-        "side": _log_distance(made, p_side),
+        "side": _log_distance(made + p_mid / 32, p_side + p_mid / 32),
     }
-    loss = 3 * parts["complex"] + parts["channels"] + parts["side"] / 2
+    loss = 10 * parts["complex"] + parts["channels"] + parts["side"]
     return loss, {name: part.detach() for name, part in parts.items()}
 
 
