@@ -33,7 +33,7 @@ from torch.nn import functional as F
 
 from presto_models.checkpoint import CheckpointError, load_into, load_weights, save_weights
 
-FLOOR = 1e-7  # added to the power of a band: 70 dB below a sine of full scale
+FLOOR = 1e-9  # added to the power of a band: 90 dB below a sine of full scale
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,9 @@ class MonoToStereo(nn.Module):
         A sine of full scale has power 1.
         """
         config = self.config
-        hidden = self.input_norm(self.input((power + FLOOR).log().to(self.head.weight.dtype) / 4))
+        # about standard over rendered music: with a mean far from zero the norm would leave little but that mean
+        seen = ((power + FLOOR).log() + 16) / 4
+        hidden = self.input_norm(self.input(seen.to(self.head.weight.dtype)))
         for block in self.blocks:
             hidden = block(hidden)
         z = self.head(self.norm(hidden)).to(power.dtype).unflatten(-1, (config.num_bands, len(config.taps), 2))
