@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench import checks, cuda, machine, measure, show
 from bench.cli import option
-from bench.latency import COMPILE, PRESTO, REFERENCE
+from bench.names import COMPILE, PRESTO, REFERENCE
 from bench.results import Report, ratio_fields
 from presto_models.autoencoders import Oobleck, OobleckConfig, oobleck_from_state_dict
 

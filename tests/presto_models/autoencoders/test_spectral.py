@@ -161,7 +161,7 @@ def test_it_learns():
         mean, log_variance = model.posterior(target)
         latents = mean + torch.randn_like(mean) * (0.5 * log_variance).exp()
         total, parts = frame_loss(target, model.frames(latents), mean, log_variance)
-        assert set(parts) == {"log_magnitude", "magnitude", "advance", "kl"}
+        assert set(parts) == {"log_magnitude", "magnitude", "convergence", "advance", "kl"}
         optimizer.zero_grad()
         total.backward()
         optimizer.step()

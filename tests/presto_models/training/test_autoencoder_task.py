@@ -109,7 +109,7 @@ def test_without_a_loss_of_the_waveform_none_is_made(folder):
     task = AutoencoderTask(build(AutoencoderTrainConfig, values(folder, audio_loss=None)))
     batch = task.batch(0, 0, 1)
     loss, parts = task.loss(task.players[0], task.players[0].module, batch, 0)
-    assert set(parts) == {"log_magnitude", "magnitude", "advance", "kl"} and batch.output is None
+    assert set(parts) == {"log_magnitude", "magnitude", "convergence", "advance", "kl"} and batch.output is None
     loss.backward()
     assert all(weight.grad is not None for weight in task.model.parameters())
 
