@@ -137,9 +137,9 @@ class Trainer:
         named = ", ".join(f"{name} {float(value):.6g}" for name, value in parts.items())
         batches = "; ".join(self.task.describe(batch) for batch in micro)
         raise NonFiniteError(
-            f"step {self.step}, {player.name}: loss {float(loss):.6g}, gradient norm {float(norm):.6g} ({named}). "
-            f"Process {self.fabric.global_rank} had {batches}. The weights of step {self.step} are in "
-            f"{self.folder.path} up to the last checkpoint"
+            f"step {self.step}, {player.name}: loss {float(loss):.6g}, gradient norm {float(norm):.6g}"
+            f"{f' ({named})' if named else ''}. Process {self.fabric.global_rank} had {batches}. "
+            f"The last checkpoint, of step {self.folder.latest_step()}, stays in {self.folder.path}"
         )
 
     @property

@@ -79,14 +79,9 @@ class ToyTask(Task):
             (CONFIG.pooled_dim,),
         )
         clean, sigma, noise, tokens, pooled = (torch.randn(size, generator=random) for size in sizes)
-        # Clean latents that the text tells: there is something to learn.
-        return (
-            0.5 * torch.sin(clean.mean() + torch.arange(LATENTS)[:, None] * pooled[:3]),
-            sigma.exp(),
-            noise,
-            tokens,
-            pooled,
-        )
+        # One wave, a little different each time: there is something to learn.
+        wave = torch.sin(torch.arange(LATENTS)[:, None] + torch.arange(CONFIG.in_channels))
+        return 0.7 * wave + 0.1 * clean, sigma.exp(), noise, tokens, pooled
 
     def batch(self, step, part, parts):
         rows = [self.draw("row", step, sample) for sample in range(part * BATCH // parts, (part + 1) * BATCH // parts)]
