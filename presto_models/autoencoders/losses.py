@@ -17,6 +17,7 @@ class FrameLossConfig:
     Args:
         log_magnitude: L1 of ln(|S| + floor), bins weighted by 1 / (1 + f / corner), as hearing does.
         magnitude: L1 of |S|^0.5: what is loud counts more.
+        convergence: | |S_output| - |S| | / | |S| |, Euclidean over a sample's frames and bins: the peaks.
         advance: squared distance of the phase advance from its unit vector, weighted by |S|^0.5.
         kl: of the posterior from a standard normal, mean over latents and channels.
         corner: Hz.
@@ -24,6 +25,7 @@ class FrameLossConfig:
 
     log_magnitude: float = 1.0
     magnitude: float = 0.5
+    convergence: float = 0.5
     advance: float = 1.0
     kl: float = 3e-3
     corner: float = 2000.0
@@ -51,6 +53,7 @@ class FrameLoss(nn.Module):
         parts = {
             "log_magnitude": (self.weight * (output.log_magnitude - target.log_magnitude).abs()).mean(),
             "magnitude": ((output.magnitude + FLOOR).sqrt() - (target.magnitude + FLOOR).sqrt()).abs().mean(),
+            "convergence": _convergence(output.magnitude, target.magnitude),
             "advance": (tonal * distance).sum() / tonal.sum().clamp_min(1e-6),
             "kl": kl_divergence(mean, log_variance),
         }
@@ -101,6 +104,12 @@ class AudioLoss(nn.Module):
     def forward(self, audio: Tensor, output: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         parts = {name: getattr(self, name)(output, audio) for name in ("stft", "mel") if getattr(self.config, name)}
         return _weighted(parts, self.config), parts
+
+
+def _convergence(output: Tensor, target: Tensor) -> Tensor:
+    """Mean over the batch of |output - target| / |target|, |target| at least 1 so that silence does not divide by 0."""
+    distance, size = (output - target).flatten(1).norm(dim=1), target.flatten(1).norm(dim=1)
+    return (distance / size.clamp_min(1.0)).mean()
 
 
 def kl_divergence(mean: Tensor, log_variance: Tensor) -> Tensor:

@@ -194,18 +194,24 @@ class SpectralAutoencoder(Autoencoder):
             frames = self.frames(latents[:, left : stop + context])
             kept = slice(FRAMES_PER_LATENT * (start - left), FRAMES_PER_LATENT * (stop - left))
             frames = Frames(frames.log_magnitude[:, kept], frames.advance[:, kept])
-            magnitude = frames.magnitude
-            angles = accumulate_phases(
-                magnitude, frames.advance, self.noise, first_frame=FRAMES_PER_LATENT * start, before=phases
-            )
-            phases = angles[:, -1]
-            signal = torch.fft.irfft(torch.polar(magnitude, angles), n=self.config.n_fft) * self.window.float()
+            signal, phases = self._signal(frames, first_frame=FRAMES_PER_LATENT * start, before=phases)
             summed = overlap_add(signal, tail)
             whole = summed.shape[1] - 3 * self.frame_hop
             pieces.append(summed[:, :whole])
             tail = summed[:, whole:]
         assert tail is not None
         return self._divided(torch.cat((*pieces, tail), dim=1))
+
+    def synthesise(self, frames: Frames) -> Tensor:
+        """Audio ``[B, 1, frames hop]`` of frames: what :meth:`decode` does after the network."""
+        return self._divided(overlap_add(self._signal(frames)[0]))
+
+    def _signal(self, frames: Frames, *, first_frame: int = 0, before: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Windowed frames ``[B, F, n_fft]`` of signal, and the phases of the last."""
+        magnitude = frames.magnitude
+        angles = accumulate_phases(magnitude, frames.advance, self.noise, first_frame=first_frame, before=before)
+        signal = torch.fft.irfft(torch.polar(magnitude, angles), n=self.config.n_fft) * self.window.float()
+        return signal, angles[:, -1]
 
     def _divided(self, audio: Tensor) -> Tensor:
         """Overlapping windows divided out and the margins cut off: ``[B, (F + 3) hop]`` to ``[B, 1, F hop]``."""

@@ -23,7 +23,7 @@ from presto_models.autoencoders.discriminator import (
     discriminator_loss,
     feature_loss,
 )
-from presto_models.autoencoders.losses import AutoencoderLoss, AutoencoderLossConfig
+from presto_models.autoencoders.losses import AudioLoss, AudioLossConfig, FrameLoss, FrameLossConfig
 from presto_models.checkpoint import load_into
 from presto_models.diffusion import initial_noise
 from presto_models.training.audio import AudioBatch, AudioConfig, AudioData
@@ -61,15 +61,18 @@ class AutoencoderTrainConfig:
 
     Args:
         data: the crops.
-        model, loss: the autoencoder and the weights of its losses.
-        adversarial: None: no discriminator.
+        model: the autoencoder's sizes.
+        loss: of its frames.
+        audio_loss: of the waveform made of them; None: none is made, and a step is several times faster.
+        adversarial: None: no discriminator.  With one a waveform is made.
         start_from: a trained autoencoder to start from, of the same ``model``.
         freeze_encoder: only the decoder moves, so that latents stay what they are.
     """
 
     data: AudioConfig
     model: SpectralAutoencoderConfig = field(default_factory=SpectralAutoencoderConfig)
-    loss: AutoencoderLossConfig = field(default_factory=AutoencoderLossConfig)
+    loss: FrameLossConfig = field(default_factory=FrameLossConfig)
+    audio_loss: AudioLossConfig | None = None
     adversarial: AdversarialConfig | None = None
     start_from: str | None = None
     freeze_encoder: bool = False
@@ -77,22 +80,36 @@ class AutoencoderTrainConfig:
 
 
 class Reconstruction(nn.Module):
-    """The autoencoder and its losses: audio to (loss, parts, output); networks in bf16 if ``low``, losses in fp32."""
+    """The autoencoder and its losses: audio to (loss, parts, output); networks in bf16 if ``low``, losses in fp32.
 
-    def __init__(self, model: SpectralAutoencoder, loss: AutoencoderLoss, *, low: bool) -> None:
+    The output's waveform is made where ``sounding``; else it is None.
+    """
+
+    def __init__(self, config: AutoencoderTrainConfig, model: SpectralAutoencoder) -> None:
         super().__init__()
-        self.model, self.loss, self.low = model, loss, low
+        self.model, self.low = model, config.train.precision == "bf16"
+        self.sounding = config.adversarial is not None or config.audio_loss is not None
+        rate = config.model.sample_rate
+        self.frame_loss = FrameLoss(config.loss, sample_rate=rate, bins=config.model.bins)
+        self.audio_loss = None if config.audio_loss is None else AudioLoss(config.audio_loss, sample_rate=rate)
 
-    def forward(self, audio: Tensor, seeds: Tensor | None) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    def forward(self, audio: Tensor, seeds: Tensor | None) -> tuple[Tensor, dict[str, Tensor], Tensor | None]:
         """``audio [B, 1, T]``; ``seeds [B]`` of the posterior's noise, None: the posterior's mean is decoded."""
+        target = self.model.analyse(audio)
         with torch.autocast(audio.device.type, torch.bfloat16, enabled=self.low):
-            mean, log_variance = self.model.posterior(audio)
+            mean, log_variance = self.model.posterior(target)
             latents = mean
             if seeds is not None:
                 noise = initial_noise(mean.shape, seed=seeds, device=mean.device)
                 latents = mean + noise * (0.5 * log_variance).exp()
-            output = self.model.decode(latents)[..., : audio.shape[-1]]
-        loss, parts = self.loss(audio, output, mean, log_variance)
+            frames = self.model.frames(latents)
+        loss, parts = self.frame_loss(target, frames, mean, log_variance)
+        if not self.sounding:
+            return loss, parts, None
+        output = self.model.synthesise(frames)[..., : audio.shape[-1]]
+        if self.audio_loss is not None:
+            more, heard = self.audio_loss(audio, output)
+            loss, parts = loss + more, {**parts, **heard}
         return loss, parts, output
 
 
@@ -129,7 +146,8 @@ class AutoencoderTask(Task):
         if config.freeze_encoder:
             model.encoder.requires_grad_(False)
             model.to_posterior.requires_grad_(False)
-        self.reconstruction = Reconstruction(model, AutoencoderLoss(config.loss, rate), low=low)
+        self.model = model
+        self.reconstruction = Reconstruction(config, model)
         self.players: tuple[Player, ...] = (Player("autoencoder", self.reconstruction),)
         self.judgement = None if judge is None else Judgement(judge, low=low)
         if self.judgement is not None and config.adversarial is not None:
@@ -145,7 +163,7 @@ class AutoencoderTask(Task):
         if player.name == "discriminator":
             return module(batch.audio, batch.output), {}
         total, parts, output = module(batch.audio, batch.seeds)
-        batch.output = output.detach()
+        batch.output = None if output is None else output.detach()
         hostile = self.config.adversarial
         if self.judgement is not None and hostile is not None and step >= hostile.start:
             # Frozen while the autoencoder moves: gradients reach its input alone.
@@ -162,21 +180,31 @@ class AutoencoderTask(Task):
         return f"files {', '.join(batch.names)}"
 
     def validate(self, rank: int, world: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """Every part of the loss, and SI-SDR in dB, over whole validation crops decoded from the posterior's mean."""
+        """Every part of the loss over validation crops coded by the posterior's mean, and the audio's ``convergence``:
+        |magnitudes of the decoded audio - of the crop| / |of the crop|.
+        """
         sums: dict[str, Tensor] = {}
         count = torch.zeros(())
         for samples, counts in shares(self.config.data.validation_crops, rank, world, size=1):
             audio = self.data.validation(samples).audio.to(self.device)
-            loss, parts, output = self.reconstruction(audio, None)
-            values = {"loss": loss, **parts, "si_sdr": si_sdr(audio, output).mean()}
+            loss, parts, _ = self.reconstruction(audio, None)
+            values = {"loss": loss, **parts, "convergence": self._convergence(audio)}
             for name, value in values.items():
                 sums[name] = sums.get(name, torch.zeros(())) + float(value) * counts.sum()
             count += counts.sum()
         return {name: (total, count) for name, total in sums.items()}
 
+    def _convergence(self, audio: Tensor) -> Tensor:
+        target = self.model.analyse(audio).magnitude
+        found = self.model.analyse(self._decoded(audio)).magnitude
+        return (found - target).norm() / target.norm().clamp_min(1e-6)
+
+    def _decoded(self, audio: Tensor) -> Tensor:
+        return self.model.decode(self.model.encode(audio))[..., : audio.shape[-1]]
+
     def sample(self) -> Samples:
         audio = self.data.validation(range(min(HEARD, self.config.data.validation_crops))).audio
-        output = self.reconstruction(audio.to(self.device), None)[2].cpu()
+        output = self._decoded(audio.to(self.device)).cpu()
         pairs = {
             f"{index}-{name}": wave
             for name, waves in (("original", audio), ("decoded", output))
@@ -197,15 +225,6 @@ class AutoencoderTask(Task):
 
     def to(self, device: torch.device) -> None:
         self.device = device
-
-
-def si_sdr(audio: Tensor, output: Tensor) -> Tensor:
-    """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2018, 1811.02508): ``[B]`` of ``[B, C, T]``."""
-    audio, output = audio.double().flatten(1), output.double().flatten(1)
-    scale = (audio * output).sum(1, keepdim=True) / audio.square().sum(1, keepdim=True).clamp(min=1e-12)
-    signal = (scale * audio).square().sum(1)
-    noise = (output - scale * audio).square().sum(1)
-    return 10 * torch.log10(signal.clamp(min=1e-12) / noise.clamp(min=1e-12))
 
 
 @dataclass(frozen=True)
