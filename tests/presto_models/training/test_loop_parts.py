@@ -89,12 +89,13 @@ def test_a_nan_stops_the_run_before_the_weights_change(tmp_path):
 
 
 def test_another_run_is_not_overwritten(tmp_path):
-    config = plain(toy_task.settings(steps=5))
+    config = {"train": plain(toy_task.settings(steps=5))}
     toy_task.train(tmp_path, steps=5)
     with pytest.raises(RunFolderError, match="at step 5: resume it"):
         RunFolder(tmp_path, task="toy", config=config, resume=False)
-    with pytest.raises(RunFolderError, match=r"learning_rate was 0\.003, is 0\.1; seed was 0, is 2"):
-        RunFolder(tmp_path, task="toy", config={**config, "learning_rate": 0.1, "seed": 2}, resume=True)
+    with pytest.raises(RunFolderError, match=r"train\.learning_rate was 0\.003, is 0\.1; train\.seed was 0, is 2"):
+        other = {"train": {**config["train"], "learning_rate": 0.1, "seed": 2}}
+        RunFolder(tmp_path, task="toy", config=other, resume=True)
     with pytest.raises(RunFolderError, match="task was 'toy', is 'stereo'"):
         RunFolder(tmp_path, task="stereo", config=config, resume=True)
 
