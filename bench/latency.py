@@ -1,5 +1,5 @@
-"""`python -m bench latency`: one generation of 32 s of latents, step by step, by every implementation, interleaved in
-one run.
+"""`python -m bench latency`: one generation of 32 s, prompt to waveform: the steps by every implementation, interleaved
+in one run, then the prompt's embedding, the decoder and the mono-to-stereo module, and their sums against the targets.
 """
 
 from __future__ import annotations
@@ -14,25 +14,23 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from bench import counting_dit, cuda, machine, measure, show, targets
+from bench import counting_dit, cuda, machine, measure, show, stages, targets
 from bench.cli import option
 from bench.generation import Generation, Implementation, Setup
+from bench.names import COMPILE, GRAPH, PRESTO, REFERENCE, SCHEDULED
 from bench.results import Report, Row, ratio_fields
 
-REFERENCE, COMPILE, PRESTO, SCHEDULED = "reference", "compile", "presto", "scheduled"
-GRAPH = "_graph"
 RATIOS = {
     "reference_over_presto": (REFERENCE, PRESTO),
     "compile_over_presto": (COMPILE, PRESTO),
     "scheduled_over_full": (SCHEDULED, PRESTO),
     "reference_over_scheduled": (REFERENCE, SCHEDULED),
 }
-NOT_YET = "latents only: text encoder, VAE decode and the mono-to-stereo module are not part of this bench yet"
 
 
 @dataclass(frozen=True)
 class LatencyOptions:
-    """One generation of latents, step by step: plain PyTorch, torch.compile, presto, presto with dropped blocks."""
+    """One generation, prompt to waveform; its steps by plain PyTorch, torch.compile, presto, and with dropped blocks."""
 
     config: str = option("presto-32s", "model sizes", choices=("presto-32s", "tiny"))
     steps: int = option(4, "sampler steps")
@@ -40,8 +38,9 @@ class LatencyOptions:
     device: str | None = option(None, "cpu or cuda; without it cuda where there is one", choices=("cpu", "cuda"))
     guidance: float = option(1.0, "classifier-free guidance scale; unless 1, two samples a step on both sides")
     compile: bool = option(True, "torch.compile of the whole reference as a second baseline")
+    around: bool = option(True, "also the prompt, the decoder, the mono-to-stereo module, and the totals")
     rounds: int = option(100, "rounds at most")
-    seconds: float = option(120.0, "seconds of timing, to the end of the round; at least two rounds")
+    seconds: float = option(120.0, "seconds of timing the steps, to the end of the round; at least two rounds")
     json: str | None = option(None, "write the results to this file, round by round")
 
 
@@ -56,6 +55,8 @@ def run(options: LatencyOptions) -> int:
             interrupted = time_steps(generation, found, options, report)
             if device.type == "cuda" and not interrupted:
                 interrupted = time_one_graph(generation, found, options, report)
+            if options.around and not interrupted:
+                interrupted = time_around(generation, options, report)
     except KeyboardInterrupt:
         interrupted = True
     _finish(options, report, device)
@@ -180,6 +181,50 @@ def time_one_graph(
     return samples.interrupted
 
 
+def time_around(generation: Generation, options: LatencyOptions, report: Report) -> bool:
+    """The stages around the steps, and on CUDA noise to waveform in one graph; returns whether Ctrl-C ended it."""
+    device = generation.setup.device
+    with show.stage("decoder and mono-to-stereo module: random weights"):
+        made = stages.prepare(generation)
+    for name, reason in made.missing.items():
+        report.refuse(reason, stage=name)
+    timer = cuda.event_timer if device.type == "cuda" else measure.cpu_timer
+    measures = {name: timer(call) for name, call in made.calls.items()}
+    if stages.PROMPT in measures:  # its tokens are made on the host: the clock sees all of it
+        measures[stages.PROMPT] = measure.cpu_timer(_waited(made.calls[stages.PROMPT], device))
+    if device.type == "cuda" and stages.latents_fit(generation):
+        with show.stage("capturing noise to waveform as one CUDA graph"):
+            for name, call in stages.engine_calls(generation, made, options.steps).items():
+                try:
+                    call()
+                    measures[f"{name}{GRAPH}"] = cuda.event_timer(call)
+                except Exception as error:
+                    report.refuse(error, stage=f"{name}, one graph")
+    with show.rounds("prompt, decode, stereo") as on_progress:
+        samples = measure.interleave(
+            measures,
+            rounds=options.rounds,
+            seconds=options.seconds / 3,
+            min_rounds=2,
+            warmup=1 if device.type == "cpu" else 3,
+            on_progress=on_progress,
+        )
+    medians = {name: _rounded(samples.percentile(name, 50)) for name in samples.times}
+    found = {name: value for name, value in medians.items() if value is not None}
+    report.summary["stages_ms"] = {name: value for name, value in found.items() if not name.endswith(GRAPH)}
+    report.summary["waveform_one_graph_ms"] = {
+        name.removesuffix(GRAPH): value for name, value in found.items() if name.endswith(GRAPH)
+    }
+    report.summary.update(
+        ratio_fields(
+            "decode_diffusers_over_presto",
+            measure.paired_ratio(samples, stages.DECODE_REFERENCE, stages.DECODE),
+        )
+    )
+    report.save(options.json)
+    return samples.interrupted
+
+
 def step_rows(
     generation: Generation, found: dict[str, Implementation], samples: measure.Samples, ceilings: dict[str, Any]
 ) -> list[Row]:
@@ -237,7 +282,7 @@ def step_table(generation: Generation, rows: list[Row]) -> Table:
 
 def _summary(samples: measure.Samples) -> dict[str, Any]:
     """The quoted ratios, of sums over the steps alone, in and outside of CUDA graphs, and the sums themselves."""
-    summary: dict[str, Any] = {"note": NOT_YET, "rounds": samples.rounds}
+    summary: dict[str, Any] = {"rounds": samples.rounds}
     for mode in ("", GRAPH):
         for ratio, (over, under) in RATIOS.items():
             summary.update(ratio_fields(ratio + mode, measure.paired_ratio(samples, over + mode, under + mode)))
@@ -246,19 +291,39 @@ def _summary(samples: measure.Samples) -> dict[str, Any]:
 
 
 def _finish(options: LatencyOptions, report: Report, device: torch.device) -> None:
-    """The last lines: ratios, targets, refusals; and the file once more with the targets in it."""
+    """The last lines: ratios, totals, targets, refusals; and the file once more with the totals and targets in it."""
     summary = report.summary
-    best = summary.get("one_graph_ms", {}).get(PRESTO) or summary.get("steps_ms", {}).get(PRESTO)
-    summary["targets"] = targets.judge(best, config=options.config, device_type=device.type)
+    around = summary.get("stages_ms", {})
+    steps_ms = summary.get("one_graph_ms", {}).get(PRESTO) or summary.get("steps_ms", {}).get(PRESTO)
+    summary["total_ms"] = stages.totals(around, steps_ms)
+    # What the product does is one graph of all but the prompt; elsewhere the sum of the stages stands for it.
+    whole = {
+        name: value + around.get(stages.PROMPT, 0.0) for name, value in summary.get("waveform_one_graph_ms", {}).items()
+    }
+    summary["targets"] = targets.judge(summary["total_ms"] | whole, config=options.config, device_type=device.type)
     report.save(options.json)
+    if around:
+        rows = [(name, show.number(value)) for name, value in around.items()]
+        rows += [(f"all {options.steps} steps, presto", show.number(steps_ms))]
+        rows += [(f"total, {name}", show.number(value)) for name, value in summary["total_ms"].items()]
+        rows += [(f"total, {name}, one graph", show.number(value)) for name, value in whole.items()]
+        show.console.print(show.table("prompt to waveform", ("stage", "p50 ms"), rows))
     for name, value in summary.items():
         if isinstance(value, float) and f"{name}_interval" in summary:
             low, high = summary[f"{name}_interval"]
             show.console.print(f"{name:36} {value:.3f}   (95 %: {low:.3f} to {high:.3f})")
     for target in summary["targets"]:
         show.console.print(f"{target['name']} {target['ms']} ms: {target['verdict']}")
-    show.console.print(NOT_YET)
     show.refused(report.refused)
+
+
+def _waited(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    def waited() -> object:
+        result = call()
+        machine.synchronize(device)
+        return result
+
+    return waited
 
 
 def _by_part(timers: list[measure.Measure]) -> measure.Measure:

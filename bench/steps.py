@@ -13,7 +13,7 @@ from rich.table import Table
 from bench import counting_dit, latency, machine, op_profile, show
 from bench.cli import option
 from bench.generation import Generation, Implementation
-from bench.latency import PRESTO, REFERENCE
+from bench.names import PRESTO, REFERENCE
 from bench.results import Report, Row
 
 SUM, WHOLE = "sum", "step, unprofiled"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bench import checks, cuda, machine, measure, show
 from bench.cli import option
 from bench.generation import TEXT_TOKENS
-from bench.latency import COMPILE, PRESTO, REFERENCE
+from bench.names import COMPILE, PRESTO, REFERENCE
 from bench.results import Report, ratio_fields
 from presto_models import EDM, Conditioning, DiT, DiTConfig, ReferenceDiT, edm_loss, randomize_weights
 

@@ -69,6 +69,8 @@ void glu_backward(const GluBackward& args, int64_t first, int64_t last);
 int64_t snake_pieces(const SnakeShape& shape);
 int64_t snake_backward_workspace(const SnakeBackward& args);
 void snake_forward(const SnakeForward& args, int64_t first, int64_t last);
+// Samples [first, last) where length is 1 and the channels of x lie side by side: vectors of channels.
+void snake_forward_samples(const SnakeForward& args, int64_t first, int64_t last);
 void snake_backward(const SnakeBackward& args, int64_t first, int64_t last);
 // dalpha and dbeta of channels [first, last), once every piece is done.
 void snake_backward_channels(const SnakeBackward& args, int64_t first, int64_t last);

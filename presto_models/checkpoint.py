@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +104,11 @@ def load_into(module: torch.nn.Module, weights: Mapping[str, Tensor], *, source:
     module.load_state_dict(dict(weights))
 
 
-def find_folder(name: str | os.PathLike[str]) -> Path:
+def find_folder(name: str | os.PathLike[str], *, files: Sequence[str] = ("*.safetensors", "*.json", "*.md")) -> Path:
     """The folder of a checkpoint: one that ships with the package (by name), a local folder, or a hub id.
 
-    A hub id (``owner/name``) is downloaded with ``huggingface_hub``, which keeps it in its cache.
+    A hub id (``owner/name``) is downloaded with ``huggingface_hub``, which keeps it in its cache; of it, what fits
+    one of the patterns in ``files``.
     """
     folder = Path(name)
     if folder.is_dir():
@@ -122,7 +123,7 @@ def find_folder(name: str | os.PathLike[str]) -> Path:
         except ImportError as error:
             raise ImportError("a hub id needs huggingface_hub: pip install 'presto-kernels[models]'") from error
         try:
-            return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.md"]))
+            return Path(snapshot_download(name, allow_patterns=list(files)))
         except Exception as error:
             raise CheckpointError(
                 f"{name!r} is no folder here, and the hub did not give it: {error}; shipped are {known}"

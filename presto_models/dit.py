@@ -257,9 +257,9 @@ class DiT(nn.Module):
         rows = self.condition.budget_rows(budgets)
         modulation = self._modulation(
             conditioning,
-            sigma=like.new_tensor(sigmas)[:, None],
+            sigma=_on_device(sigmas, like)[:, None],
             budget=None if rows is None else rows[:, None],
-            sigma_to=None if sigma_to is None else like.new_tensor(tuple(sigma_to))[:, None],
+            sigma_to=None if sigma_to is None else _on_device(sigma_to, like)[:, None],
             guidance=None if guidance is None else like.new_full((1, 1), guidance),
             blocks=union,
         )
@@ -356,6 +356,11 @@ class DiT(nn.Module):
                 f"conditioning.pooled must be [B, {self.config.pooled_dim}] (None when pooled_dim is 0), "
                 f"got width {width}"
             )
+
+
+def _on_device(values: Sequence[float], like: Tensor) -> Tensor:
+    """Host numbers as a tensor beside ``like``, filled there: a CUDA graph refuses a copy from the host."""
+    return torch.stack([like.new_full((), value) for value in values])
 
 
 def _opening(modulation: tuple[Tensor, ...], walk: Walk, position: int, rows: int) -> tuple[Tensor, Tensor]:

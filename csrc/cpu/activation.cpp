@@ -26,6 +26,10 @@ void snake_forward(const SnakeForward& args, int64_t first, int64_t last) {
   kernels().snake_forward(args, first, last);
 }
 
+void snake_forward_samples(const SnakeForward& args, int64_t first, int64_t last) {
+  kernels().snake_forward_samples(args, first, last);
+}
+
 void snake_backward(const SnakeBackward& args, int64_t first, int64_t last) {
   kernels().snake_backward(args, first, last);
 }

@@ -24,13 +24,18 @@ void run_snake_forward(const SnakeForward& args, int64_t first, int64_t last) {
   with_type(args.x.dtype, [&](auto t) { snake_forward<decltype(t)>(args, first, last); });
 }
 
+void run_snake_forward_samples(const SnakeForward& args, int64_t first, int64_t last) {
+  with_type(args.x.dtype, [&](auto t) { snake_forward_samples<decltype(t)>(args, first, last); });
+}
+
 void run_snake_backward(const SnakeBackward& args, int64_t first, int64_t last) {
   with_type(args.x.dtype, [&](auto t) { snake_backward<decltype(t)>(args, first, last); });
 }
 
 }  // namespace
 
-extern const ActivationKernels kActivationKernels = {run_glu_forward,    run_glu_backward,        run_snake_forward,
-                                                     run_snake_backward, snake_backward_channels, kPiece};
+extern const ActivationKernels kActivationKernels = {
+    run_glu_forward,    run_glu_backward,        run_snake_forward, run_snake_forward_samples,
+    run_snake_backward, snake_backward_channels, kPiece};
 
 }  // namespace presto::cpu::PRESTO_ISA

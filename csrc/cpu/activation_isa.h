@@ -8,6 +8,7 @@ struct ActivationKernels {
   void (*glu_forward)(const GluForward&, int64_t first_row, int64_t last_row);
   void (*glu_backward)(const GluBackward&, int64_t first_row, int64_t last_row);
   void (*snake_forward)(const SnakeForward&, int64_t first_piece, int64_t last_piece);
+  void (*snake_forward_samples)(const SnakeForward&, int64_t first_sample, int64_t last_sample);
   void (*snake_backward)(const SnakeBackward&, int64_t first_piece, int64_t last_piece);
   void (*snake_backward_channels)(const SnakeBackward&, int64_t first, int64_t last);
   int64_t piece;  // elements of a row of Snake that are one task

@@ -164,6 +164,30 @@ void snake_forward(const SnakeForward& args, int64_t first, int64_t last) {
   }
 }
 
+// Vectors of channels.  [4096, 128, 1], which is how channels-last audio comes, took 130 times as long channel by
+// channel: 38.8 ms for 0.30 ms in bf16 on one core, where [1, 128, 4096] takes 0.22.
+template <class T>
+void snake_forward_samples(const SnakeForward& args, int64_t first, int64_t last) {
+  const typename OrderOf<T, T>::Type order{};
+  Scratch channels(2, args.channels);
+  float *alpha = channels.row(0), *factor = channels.row(1);
+  for (int64_t c = 0; c < args.channels; ++c) {
+    const Channel channel(args, c);
+    alpha[c] = channel.alpha, factor[c] = channel.factor;
+  }
+  put_in_order(alpha, args.channels, order);
+  put_in_order(factor, args.channels, order);
+  for (int64_t b = first; b < last; ++b) {
+    const T* x = row<T>(args.x, b, 0);
+    T* y = static_cast<T*>(args.y) + b * args.channels;
+    sweep_pairs(args.channels, [&](int64_t i, int, auto w) PRESTO_INLINE {
+      const Pair v = load_pair(x + i, w, order), a = load_pair(alpha + i) * v, k = load_pair(factor + i);
+      const Pair s{sin(a.a), sin(a.b)};
+      store_pair(y + i, fma(s * s, k, v), w, order);
+    });
+  }
+}
+
 template <bool kDx, bool kSums, class T>
 void snake_backward_pieces(const SnakeBackward& args, int64_t first, int64_t last) {
   const typename OrderOf<T, T>::Type order{};

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from presto_models.autoencoders.base import Autoencoder
+from presto_models.autoencoders.oobleck import Oobleck
+from presto_models.autoencoders.oobleck_config import OobleckConfig
 from presto_models.autoencoders.spectral import SpectralAutoencoder, SpectralAutoencoderConfig
 from presto_models.checkpoint import CheckpointError, load_into, load_weights, save_weights
 
 KIND, FILE = "autoencoder", "autoencoder.safetensors"
-_TYPES = {"spectral": (SpectralAutoencoder, SpectralAutoencoderConfig)}
+_TYPES: dict[str, tuple[Any, Any]] = {
+    "oobleck": (Oobleck, OobleckConfig),
+    "spectral": (SpectralAutoencoder, SpectralAutoencoderConfig),
+}
 
 
 def save_autoencoder(path: str | os.PathLike[str], model: Autoencoder, *, dtype: torch.dtype | None = None) -> Path:

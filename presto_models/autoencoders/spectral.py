@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from presto_kernels import adaln_modulate, gated_residual, swiglu
@@ -158,9 +157,9 @@ class SpectralAutoencoder(Autoencoder):
         """Mean and log variance of the latents, each ``[B, N, C]``, fp32."""
         strength = frames.magnitude[..., : self.config.tonal_bins, None].clamp_min(1e-6).pow(0.3)
         parts = (frames.log_magnitude / 3, (0.3 * strength * frames.advance).flatten(2))
-        tokens = rearrange(torch.cat(parts, -1), "b (n f) k -> b n (f k)", f=FRAMES_PER_TOKEN)
+        tokens = torch.cat(parts, -1).unflatten(1, (-1, FRAMES_PER_TOKEN)).flatten(2)
         h = self.encoder(tokens.to(self._dtype()))
-        h = self.to_posterior(rearrange(h, "b (n p) d -> b n (p d)", p=TOKENS_PER_LATENT)).float()
+        h = self.to_posterior(h.unflatten(1, (-1, TOKENS_PER_LATENT)).flatten(2)).float()
         mean, log_variance = h.chunk(2, dim=-1)
         return mean, log_variance.clamp(*LOG_VARIANCE)
 
@@ -168,10 +167,9 @@ class SpectralAutoencoder(Autoencoder):
         """The frames that latents ``[B, N, C]`` stand for, fp32."""
         self.check_latents(latents)
         h = self.from_latents(latents.to(self._dtype()))
-        h = self.decoder(rearrange(h, "b n (p d) -> b (n p) d", p=TOKENS_PER_LATENT)).float()
-        log_magnitude, advance = rearrange(h, "b n (f k) -> b (n f) k", f=FRAMES_PER_TOKEN).split(
-            (self.config.bins, 2 * self.config.tonal_bins), dim=-1
-        )
+        h = self.decoder(h.unflatten(2, (TOKENS_PER_LATENT, -1)).flatten(1, 2)).float()
+        frames = h.unflatten(2, (FRAMES_PER_TOKEN, -1)).flatten(1, 2)
+        log_magnitude, advance = frames.split((self.config.bins, 2 * self.config.tonal_bins), dim=-1)
         return Frames(3 * log_magnitude, advance.unflatten(-1, (-1, 2)))
 
     def encode(self, audio: Tensor) -> Tensor:

@@ -254,7 +254,8 @@ class DiffusionTask(Task):
                 "spacing": "endpoint",
             },
             "schedule": None,
-            "max_seconds": round(longest * index["hop"] / index["sample_rate"], 3),
+            # Half as long again as it was trained on: rotary positions go on, only the form was not learned there.
+            "max_seconds": round(1.5 * longest * index["hop"] / index["sample_rate"], 3),
         }
         return save_weights(folder / "diffusion.safetensors", stored, kind="diffusion", config=described)
 

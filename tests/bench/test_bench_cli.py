@@ -51,7 +51,12 @@ def test_latency(tmp_path, capsys):
     assert "compile_over_presto" not in read["summary"]
     assert {target["ms"] for target in read["summary"]["targets"]} == {230, 435, 22, 460}
     assert all(target["verdict"] == "not applicable on a CPU" for target in read["summary"]["targets"])
-    assert "latents only" in output and "scheduled_over_full" in output
+    around = read["summary"]["stages_ms"]
+    assert around.keys() == {"prompt", "decode", "decode, diffusers", "stereo"} and min(around.values()) > 0
+    total = read["summary"]["total_ms"]
+    assert total["mono"] > read["summary"]["steps_ms"]["presto"] + around["decode"]
+    assert abs(total["stereo"] - total["mono"] - around["stereo"]) < 0.01
+    assert "total, stereo" in output and "scheduled_over_full" in output
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import pytest
 
 from bench import steps
 from bench.counting_dit import PRODUCTS
-from bench.latency import PRESTO, REFERENCE
+from bench.names import PRESTO, REFERENCE
 
 
 def rows(name, product, other, whole):

@@ -52,6 +52,13 @@ LARGE = [
     )
 ]
 
+# Channels-last audio comes to snake as rows of one position, and is worked on in vectors of channels.
+ONE_POSITION = [
+    Case("snake", batch=301, rows=rows, dim=1, dtype=dtype, alpha_dtype=torch.float32, strided=strided)
+    for dtype in DTYPES
+    for rows, strided in ((1, False), (37, True), (128, False), (1001, True))
+]
+
 
 @needs_cpu
 @pytest.mark.parametrize("instruction_set", _library.INSTRUCTION_SETS[1:])
@@ -63,6 +70,23 @@ def test_every_instruction_set(instruction_set):
         with presto_kernels.use_backend("cpu"):
             for case in cases() + LARGE[:6]:
                 check(judge(case))
+    finally:
+        _library.limit_instruction_set(_library.INSTRUCTION_SETS[-1])
+
+
+@needs_cpu
+@pytest.mark.parametrize("instruction_set", _library.INSTRUCTION_SETS[1:])
+def test_snake_of_one_position_is_that_of_many_turned_round(instruction_set):
+    if _library.limit_instruction_set(instruction_set) != instruction_set:
+        pytest.skip(f"this processor has no {instruction_set}")
+    try:
+        with presto_kernels.use_backend("cpu"):
+            for case in ONE_POSITION:
+                inputs = {name: tensor.detach() for name, tensor in case.inputs().items()}
+                turned = inputs | {"x": inputs["x"].squeeze(2).mT[None].contiguous()}
+                assert torch.equal(run(case, inputs).squeeze(2), run(case, turned)[0].mT)
+                apart = inputs["x"].repeat(1, 3, 1)[:, case.rows : 2 * case.rows]
+                assert torch.equal(run(case, inputs | {"x": apart}), run(case, inputs))
     finally:
         _library.limit_instruction_set(_library.INSTRUCTION_SETS[-1])
 

@@ -1,0 +1,192 @@
+"""``python -m presto_models generate``: music from a prompt, to audio files."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from presto_models.pipeline import Generated, PrestoPipeline
+from presto_models.plots import check_plot_path, plot_audio
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """Music from a prompt."""
+
+    prompt: str
+    """What it should sound like; "" is no text."""
+    out: Path = Path("out.wav")
+    """The audio file: .wav, .flac or .ogg; with several samples out-1.wav, out-2.wav, ..."""
+    seconds: float = 32.0
+    """How long it is."""
+    seed: int | None = None
+    """The same seed gives the same music; sample i has seed + i - 1.  Without it one is drawn, and said."""
+    stereo: bool = False
+    """Two channels, through the mono-to-stereo module."""
+    plot: Path | None = None
+    """Also a picture of the waveform and the mel spectrogram: .png, .pdf or .svg."""
+    steps: int | None = None
+    """Steps of the sampler; without it the checkpoint's own."""
+    guidance: float | None = None
+    """Scale of classifier-free guidance, 1 for none; without it the checkpoint's own."""
+    sampler: Literal["heun", "dpmpp_2s", "ddim", "pingpong"] | None = None
+    """Without it the checkpoint's own."""
+    num_samples: int = 1
+    """Variations."""
+    tags: tuple[str, ...] = ()
+    """field=value, as in mode=minor instrument=flute; a wrong one is answered with those there are."""
+    checkpoint: str = "presto-tiny"
+    """One that ships with the package, a folder, or a hub id (owner/name)."""
+    device: str | None = None
+    """cpu or cuda; without it CUDA where there is one."""
+    dtype: Literal["fp32", "bf16", "fp16"] | None = None
+    """Of the transformer; without it bf16 on CUDA and fp32 on a CPU."""
+    json: bool = False
+    """Say what was done as one line of JSON."""
+
+
+def run(options: GenerateOptions) -> int:
+    """Generates, writes and says what it did; the exit status.
+
+    Raises:
+        ValueError, TypeError, OSError, ImportError: what a person can act on; before anything is computed where that
+        can be known, and never with half a file left behind.
+    """
+    if options.num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {options.num_samples}")
+    files = _numbered(_audio_path(options.out), options.num_samples)
+    plots = [] if options.plot is None else _numbered(check_plot_path(options.plot), options.num_samples)
+    for path in (*files, *plots):
+        _check_writable(path)
+    from rich.console import Console
+
+    from presto_models.data.audio_files import write_audio
+    from presto_models.text import parse_tags
+
+    tags = parse_tags(options.tags) or None
+    console = Console(stderr=True)
+    started = time.perf_counter()
+    with console.status(f"loading {options.checkpoint} ..."):
+        dtype = None if options.dtype is None else DTYPES[options.dtype]
+        pipeline = PrestoPipeline.from_pretrained(options.checkpoint, device=options.device, dtype=dtype)
+    pipeline.engine.capture = False  # for one call: capturing a graph takes longer than what it then saves
+    loaded = time.perf_counter()
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", UserWarning)
+        made = pipeline(
+            options.prompt,
+            seconds=options.seconds,
+            steps=options.steps,
+            guidance=options.guidance,
+            seed=options.seed,
+            stereo=options.stereo,
+            num_samples=options.num_samples,
+            tags=tags,
+            sampler=options.sampler,
+            progress=not options.json,
+        )
+        waveform = made.waveform.cpu()  # waits for the device
+    took = time.perf_counter() - loaded
+    for note in notes:
+        print(f"note: {note.message}", file=sys.stderr)
+    if not waveform.isfinite().all():
+        raise ValueError("the model gave NaN or infinite samples: nothing was written; try --dtype fp32")
+    for index, (path, audio) in enumerate(zip(files, waveform, strict=True)):
+        audio = _within_full_scale(audio, path)
+        write_audio(path, audio, made.sample_rate)
+        if plots:
+            title = f"{options.prompt}  (seed {made.seeds[index]})".replace("$", r"\$")  # no mathematics in a prompt
+            plot_audio(audio, made.sample_rate, plots[index], title=title)
+    _say(options, pipeline, made, files, plots, load=loaded - started, took=took)
+    return 0
+
+
+def _say(
+    options: GenerateOptions,
+    pipeline: PrestoPipeline,
+    made: Generated,
+    files: list[Path],
+    plots: list[Path],
+    *,
+    load: float,
+    took: float,
+) -> None:
+    count, channels, samples = made.waveform.shape
+    seconds = samples / made.sample_rate
+    dtype = str(next(pipeline.dit.parameters()).dtype).removeprefix("torch.")
+    if options.json:
+        values = {
+            "files": [str(path) for path in files],
+            "plots": [str(path) for path in plots],
+            "seeds": list(made.seeds),
+            "seconds": seconds,
+            "channels": channels,
+            "sample_rate": made.sample_rate,
+            "model_calls": made.model_calls,
+            "load_s": round(load, 4),
+            "took_s": round(took, 4),
+            "times_real_time": round(count * seconds / took, 3),
+            "checkpoint": options.checkpoint,
+            "device": str(pipeline.device),
+            "dtype": dtype,
+        }
+        print(json.dumps(values))
+        return
+    what = f"{seconds:.1f} s of {'stereo' if channels == 2 else 'mono'}"
+    what = what if count == 1 else f"{count} x {what}"
+    print(
+        f"{what} in {took:.2f} s, {count * seconds / took:.1f} times real time "
+        f"({made.model_calls} model calls, {dtype} on {pipeline.device})"
+    )
+    seeds = ", ".join(map(str, made.seeds))
+    print(f"{', '.join(map(str, (*files, *plots)))} (seed {seeds})")
+
+
+def _within_full_scale(audio: Tensor, path: Path) -> Tensor:
+    peak = float(audio.abs().max())
+    if peak <= 1:
+        return audio
+    print(f"note: {path.name} was made quieter to fit, its peak was {peak:.2f}", file=sys.stderr)
+    return audio / peak
+
+
+def _audio_path(path: Path) -> Path:
+    from presto_models.data.audio_files import SUFFIXES
+
+    try:
+        import soundfile  # noqa: F401
+    except ImportError as error:
+        raise ImportError("audio files need soundfile: pip install 'presto-kernels[models]'") from error
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"out must end in {', '.join(SUFFIXES)}; got {str(path)!r}")
+    return path
+
+
+def _numbered(path: Path, count: int) -> list[Path]:
+    """``path``, or name-1.wav, name-2.wav, ... where there are several."""
+    if count == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}-{i + 1}{path.suffix}") for i in range(count)]
+
+
+def _check_writable(path: Path) -> None:
+    """Whether a file can be made there, found out before the work and not after it."""
+    if path.is_dir():
+        raise IsADirectoryError(f"cannot write {path}: it is a folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise type(error)(error.errno, f"cannot write {path}: {error.strerror}") from error

@@ -1,0 +1,44 @@
+"""Oobleck on a GPU: within the contract of the CPU's float64, and captured as one graph."""
+
+import pytest
+import torch
+
+from presto_kernels.testing import check, within
+from presto_models.autoencoders import Oobleck, OobleckConfig
+
+CONFIG = OobleckConfig(channels=32, encoder_channels=32, multiples=(1, 2, 4), strides=(2, 4, 8), latent_channels=16)
+
+
+def make(dtype):
+    torch.manual_seed(0)
+    return Oobleck(CONFIG).eval().requires_grad_(False).cuda().to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_decode_and_encode(dtype):
+    ours, wide = make(dtype), make(torch.float64)
+    latents = torch.randn(2, 37, 16, device="cuda").to(dtype)
+    with torch.inference_mode():
+        audio, oracle = ours.decode(latents), wide.decode(latents.double())
+        plain = ours.cpu().decode(latents.cpu()).cuda()
+        eps = torch.finfo(dtype).eps
+        chunked = ours.cuda().decode_chunked(latents, chunk=9)
+        check([within(n, y, oracle, plain, rowwise=False, eps=eps) for n, y in (("whole", audio), ("chunks", chunked))])
+        assert ours.encode(audio).shape == (2, 37, 16)
+
+
+def test_decode_is_captured_and_replayed():
+    ours = make(torch.bfloat16)
+    latents = torch.randn(1, 37, 16, device="cuda").bfloat16()
+    with torch.inference_mode():
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            ours.decode(latents)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            audio = ours.decode(latents)
+        latents.copy_(torch.randn_like(latents))
+        graph.replay()
+        torch.testing.assert_close(audio, ours.decode(latents))
