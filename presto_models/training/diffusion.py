@@ -35,8 +35,7 @@ from presto_models.training.seeding import derived_seed, generator, seeded_weigh
 from presto_models.training.sharding import shard_parts
 from presto_models.training.task import Player, Samples, Task, shares
 
-SIGMA_MAX = 80.0  # where sampling starts, for a sigma_data of 0.5
-SAMPLES = 4
+SAMPLES = 4  # where the config has no prompts
 SHARDED = ("self_attention", "cross_attention", "mlp")
 
 
@@ -214,7 +213,8 @@ class DiffusionTask(Task):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low):
                 return self.edm(x, sigma, conditioning)
 
-        sigmas = karras_sigmas(config.sample_steps, sigma_max=SIGMA_MAX * config.sigma_data / 0.5)
+        low, high = self.sigmas.sigma_min, self.sigmas.sigma_max
+        sigmas = karras_sigmas(config.sample_steps, sigma_min=low, sigma_max=high)
         seeds = [derived_seed(self.seed, "sample", index) for index in range(len(prompts))]
         shape = (len(prompts), config.sample_latents, config.model.in_channels)
         noise = initial_noise(shape, seed=seeds, device=self.device) * sigmas[0]
@@ -249,8 +249,8 @@ class DiffusionTask(Task):
                 "sampler": "heun",
                 "steps": 40,
                 "guidance": config.guidance,
-                "sigma_min": 0.002,
-                "sigma_max": SIGMA_MAX,
+                "sigma_min": self.sigmas.sigma_min,
+                "sigma_max": self.sigmas.sigma_max,
                 "spacing": "endpoint",
             },
             "schedule": None,

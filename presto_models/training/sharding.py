@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -46,6 +47,9 @@ def shard_parts(module: nn.Module, names: Sequence[str], mesh: DeviceMesh, low: 
         low: the dtype weights are gathered and used in, None: their own; gradients are summed in fp32.  Inputs are not
             cast: noise levels stay fp32, and the model casts what it wants itself.
     """
+    # Keys and values are views of one projection.  FSDP warns of views, since one changed in place would lose its hook;
+    # nothing here changes them.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for name, part in module.named_modules():
         if name.rsplit(".", 1)[-1] in names:

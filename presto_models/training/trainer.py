@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from presto_models.training.config import TrainConfig
 from presto_models.training.ema import EMA
@@ -23,6 +23,7 @@ from presto_models.training.task import NonFiniteError, Player, Task
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+    from lightning.fabric.wrappers import _FabricModule
 
 AHEAD = THREADS = 4  # batches made while the one before is computed
 STOP, CHECKPOINT = 2.0, 1.0
@@ -39,7 +40,7 @@ class Trainer:
     def __init__(self, task: Task, config: TrainConfig, folder: RunFolder, fabric: Fabric, *, name: str) -> None:
         self.task, self.config, self.folder, self.fabric, self.name = task, config, folder, fabric, name
         task.to(fabric.device)
-        self.modules: dict[str, nn.Module] = {}
+        self.modules: dict[str, _FabricModule] = {}
         self.optimizers: dict[str, torch.optim.AdamW] = {}
         self.averages: dict[str, EMA] = {}
         for player in task.players:
@@ -103,13 +104,15 @@ class Trainer:
 
     def _one_step(self, micro: list[Any], wish: float) -> tuple[dict[str, Tensor], float]:
         """One optimiser step of every player whose turn it is; the logged parts, and what any process wishes."""
-        device, logged = self.fabric.device, {}
+        device = self.fabric.device
+        logged: dict[str, Tensor] = {}
         micro = [batch.to(device) for batch in micro]
         for player in self.task.players:
             if self.step < player.start:
                 continue
             module, optimizer = self.modules[player.name], self.optimizers[player.name]
-            total, parts = torch.zeros((), device=device), {}
+            total = torch.zeros((), device=device)
+            parts: dict[str, Tensor] = {}
             for index, batch in enumerate(micro):
                 with self.fabric.no_backward_sync(module, enabled=index + 1 < len(micro)):
                     loss, named = self.task.loss(player, module, batch, self.step)
@@ -121,7 +124,7 @@ class Trainer:
             # One question to the device a step, before the weights change.
             bad = ~(total.isfinite() & norm.isfinite())
             flags = torch.stack((bad.float(), torch.full_like(total, wish)))
-            stopped, wish = (self.fabric.all_reduce(flags, reduce_op="max") if self._several else flags).tolist()
+            stopped, wish = self._over_processes(flags, "max").tolist()
             if stopped:
                 self._raise(player, micro, total, norm, parts)
             self._set_learning_rate(player)
@@ -137,14 +140,13 @@ class Trainer:
         named = ", ".join(f"{name} {float(value):.6g}" for name, value in parts.items())
         batches = "; ".join(self.task.describe(batch) for batch in micro)
         raise NonFiniteError(
-            f"step {self.step}, {player.name}: loss {float(loss):.6g}, gradient norm {float(norm):.6g} ({named}). "
-            f"Process {self.fabric.global_rank} had {batches}. The weights of step {self.step} are in "
-            f"{self.folder.path} up to the last checkpoint"
+            f"step {self.step}, {player.name}: loss {float(loss):.6g}, gradient norm {float(norm):.6g}"
+            f"{f' ({named})' if named else ''}. Process {self.fabric.global_rank} had {batches}. "
+            f"The last checkpoint, of step {self.folder.latest_step()}, stays in {self.folder.path}"
         )
 
-    @property
-    def _several(self) -> bool:
-        return bool(self.fabric.world_size > 1)
+    def _over_processes(self, values: Tensor, how: str) -> Tensor:
+        return values if self.fabric.world_size == 1 else cast(Tensor, self.fabric.all_reduce(values, reduce_op=how))
 
     def _due(self, every: int) -> bool:
         return every > 0 and self.step % every == 0
@@ -204,8 +206,7 @@ class Trainer:
     def _log(self, journal: Journal | None, logged: dict[str, list[Tensor]]) -> None:
         """The means since the last time, over steps and processes."""
         means = torch.stack([torch.stack(values).float().mean() for values in logged.values()])
-        means = self.fabric.all_reduce(means, reduce_op="mean") if self._several else means
-        values = dict(zip(logged, means.tolist(), strict=True))
+        values = dict(zip(logged, self._over_processes(means, "mean").tolist(), strict=True))
         if journal is not None:
             rate = self.optimizers[self.task.players[0].name].param_groups[0]["lr"]
             journal.log(self.step, {**values, "learning_rate": rate})
@@ -226,7 +227,7 @@ class Trainer:
         if not sums:
             return
         table = torch.stack([torch.stack(pair).double() for pair in sums.values()]).to(self.fabric.device)
-        table = self.fabric.all_reduce(table, reduce_op="sum") if self._several else table
+        table = self._over_processes(table, "sum")
         values = (table[:, 0] / table[:, 1].clamp(min=1)).tolist()
         if journal is not None:
             journal.validated(self.step, dict(zip(sums, values, strict=True)))

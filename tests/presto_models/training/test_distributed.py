@@ -21,15 +21,15 @@ def final(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_processes_are_one(tmp_path, strategy):
-    """torchrun with two gloo processes, with validation, sampling and a resumed checkpoint on the way: the same
-    weights, averages and moments within float error, in the same layout, so that either goes on from the other's
-    checkpoint."""
+    """Two gloo processes under torchrun take over from a checkpoint of one process and go on in micro-batches, with
+    validation and sampling on the way: the same weights, averages and moments within float error.  One process can go
+    on from theirs."""
     toy_task.train(tmp_path / "one", steps=20)
+    toy_task.train(tmp_path / "two", steps=7, accumulate=2)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for steps in (10, 20):
-        command = [*torchrun, toy_task.__file__, str(tmp_path / "two"), json.dumps({"steps": steps})]
-        done = subprocess.run([*command, "--strategy", strategy], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr[-3000:]
+    command = [*torchrun, toy_task.__file__, str(tmp_path / "two"), json.dumps({"steps": 20, "accumulate": 2})]
+    done = subprocess.run([*command, "--strategy", strategy], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
     one, two = final(tmp_path / "one"), final(tmp_path / "two")
     assert one.keys() == two.keys()
     for name, value in one.items():
@@ -42,5 +42,4 @@ def test_two_processes_are_one(tmp_path, strategy):
         return [record["validation/loss"] for record in map(json.loads, lines) if "validation/loss" in record]
 
     assert validation("two") == pytest.approx(validation("one"), rel=1e-4)
-    toy_task.train(tmp_path / "two", resume=True, steps=21)
-    assert torch.isfinite(torch.cat([value.flatten().float() for value in final(tmp_path / "two").values()])).all()
+    assert toy_task.train(tmp_path / "two", resume=True, steps=21, accumulate=2).step == 21

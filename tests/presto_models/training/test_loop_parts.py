@@ -82,19 +82,20 @@ def test_shares_cover_every_sample_once(count, world, size):
 
 def test_a_nan_stops_the_run_before_the_weights_change(tmp_path):
     """The error names the step, the loss, its parts and what was in the batch; the checkpoint of before stays."""
-    with pytest.raises(NonFiniteError, match=r"step 7, toy: loss nan, .*worst nan.*sigmas \[0\."):
+    with pytest.raises(NonFiniteError, match=r"step 7, toy: loss nan, .*worst nan.*had sigmas \[3\.35"):
         toy_task.train(tmp_path, toy_task.ToyTask(broken=7), steps=20)
     assert sorted(path.name for path in tmp_path.glob("state-*")) == ["state-00000005.safetensors"]
     toy_task.train(tmp_path, resume=True, steps=20)
 
 
 def test_another_run_is_not_overwritten(tmp_path):
-    config = plain(toy_task.settings(steps=5))
+    config = {"train": plain(toy_task.settings(steps=5))}
     toy_task.train(tmp_path, steps=5)
     with pytest.raises(RunFolderError, match="at step 5: resume it"):
         RunFolder(tmp_path, task="toy", config=config, resume=False)
-    with pytest.raises(RunFolderError, match=r"learning_rate was 0\.003, is 0\.1; seed was 0, is 2"):
-        RunFolder(tmp_path, task="toy", config={**config, "learning_rate": 0.1, "seed": 2}, resume=True)
+    with pytest.raises(RunFolderError, match=r"train\.learning_rate was 0\.003, is 0\.1; train\.seed was 0, is 2"):
+        other = {"train": {**config["train"], "learning_rate": 0.1, "seed": 2}}
+        RunFolder(tmp_path, task="toy", config=other, resume=True)
     with pytest.raises(RunFolderError, match="task was 'toy', is 'stereo'"):
         RunFolder(tmp_path, task="stereo", config=config, resume=True)
 

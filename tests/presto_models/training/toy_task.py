@@ -9,6 +9,7 @@ import time
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from presto_models import EDM, Conditioning, DiT, DiTConfig, edm_loss
 from presto_models.checkpoint import save_weights
@@ -79,14 +80,9 @@ class ToyTask(Task):
             (CONFIG.pooled_dim,),
         )
         clean, sigma, noise, tokens, pooled = (torch.randn(size, generator=random) for size in sizes)
-        # Clean latents that the text tells: there is something to learn.
-        return (
-            0.5 * torch.sin(clean.mean() + torch.arange(LATENTS)[:, None] * pooled[:3]),
-            sigma.exp(),
-            noise,
-            tokens,
-            pooled,
-        )
+        # One wave, a little different each time: there is something to learn.
+        wave = torch.sin(torch.arange(LATENTS)[:, None] + torch.arange(CONFIG.in_channels))
+        return 0.7 * wave + 0.1 * clean, sigma.exp(), noise, tokens, pooled
 
     def batch(self, step, part, parts):
         rows = [self.draw("row", step, sample) for sample in range(part * BATCH // parts, (part + 1) * BATCH // parts)]
@@ -129,7 +125,7 @@ def settings(**changes) -> TrainConfig:
 
 def make_trainer(out, task=None, *, resume=False, strategy="ddp", **changes) -> Trainer:
     config, task = settings(**changes), task or ToyTask()
-    folder = RunFolder(out, task="toy", config=plain(config), resume=resume)
+    folder = RunFolder(out, task="toy", config={"train": plain(config)}, resume=resume)
     fabric = make_fabric(task, accelerator="cpu", devices=1, nodes=1, strategy=strategy)
     fabric.launch()
     return Trainer(task, config, folder, fabric, name="toy")
@@ -150,4 +146,6 @@ if __name__ == "__main__":
     parser.add_argument("--pause", type=float, default=0.0)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    train(given.out, ToyTask(pause=given.pause), strategy=given.strategy, resume=True, **given.changes)
+    trained = train(given.out, ToyTask(pause=given.pause), strategy=given.strategy, resume=True, **given.changes)
+    sharded = any(isinstance(weight, DTensor) for weight in trained.task.objective.parameters())
+    assert sharded == (given.strategy == "fsdp2")
