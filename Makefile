@@ -1,4 +1,4 @@
-# make bench · make test · make lint · make help — each makes .venv when it is missing.
+# make bench · make test · make demo · make lint · make help — each makes .venv when it is missing.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -8,7 +8,7 @@ ARGS   ?=
 SOURCES := $(shell find csrc presto_kernels presto_models -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: bench test lint format help clean
+.PHONY: bench test demo lint format help clean
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -19,6 +19,10 @@ bench: $(VENV)/.installed  ## what every step of a 32-second generation costs he
 
 test: $(VENV)/.installed   ## the whole test suite (ARGS=... go to pytest)
 	$(BIN)/python -m pytest $(ARGS)
+
+demo: $(VENV)/.models      ## 32 seconds of music from a prompt, with the checkpoint in the repository (ARGS=... go to generate)
+	$(BIN)/python -m presto_models generate --prompt "slow church organ chorale" --seconds 32 --seed 1 --stereo \
+		--out demo.wav --plot demo.png $(ARGS)
 
 lint: $(VENV)/.lint        ## ruff, mypy on the public API, clang-format check
 	$(BIN)/ruff check .
@@ -45,6 +49,10 @@ $(VENV)/.torch:
 $(VENV)/.installed: $(VENV)/.torch $(SOURCES) setup.py pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test]'
 	$(BIN)/python -m pip install --quiet --no-deps tinysoundfont musicnn
+	@touch $@
+
+$(VENV)/.models: $(VENV)/.torch $(SOURCES) setup.py pyproject.toml
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[models]'
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.installed

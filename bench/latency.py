@@ -30,7 +30,7 @@ RATIOS = {
 
 @dataclass(frozen=True)
 class LatencyOptions:
-    """One generation, prompt to waveform; its steps by plain PyTorch, torch.compile, presto, and with dropped blocks."""
+    """One generation, prompt to waveform; its steps by plain PyTorch, torch.compile, presto, with dropped blocks."""
 
     config: str = option("presto-32s", "model sizes", choices=("presto-32s", "tiny"))
     steps: int = option(4, "sampler steps")
