@@ -133,7 +133,7 @@ def test_a_run_exports_what_others_load(config, data, tmp_path):
     assert described["latents"] == {"mean": [3.0] * CHANNELS, "std": [2.0] * CHANNELS}
     assert described["tags"] == {"collection": ["bach", "essen"], "tempo": ["slow"]}
     assert described["text"] == {"kind": "minilm", "max_tokens": 48}
-    assert described["max_seconds"] == round(32 * HOP / RATE, 3)
+    assert described["max_seconds"] == round(1.5 * 32 * HOP / RATE, 3)
     dit = DiT(DiTConfig.from_dict(described["dit"]))
     load_into(dit, {n[4:]: w for n, w in weights.items() if n.startswith("dit.")}, source="export")
     assert any(name.startswith("conditioner.") for name in weights)

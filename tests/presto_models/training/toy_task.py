@@ -6,6 +6,7 @@ python toy_task.py OUT '{"steps": 20}' --strategy ddp --pause 0.05
 import argparse
 import json
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -140,12 +141,14 @@ def train(out, task=None, *, max_minutes=None, **changes) -> Trainer:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("out")
+    parser.add_argument("out", type=Path)
     parser.add_argument("changes", type=json.loads)
-    parser.add_argument("--strategy", default="ddp")
+    parser.add_argument("--strategies", nargs="+", default=["ddp"], help="a run of each, in a folder of its name")
     parser.add_argument("--pause", type=float, default=0.0)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    trained = train(given.out, ToyTask(pause=given.pause), strategy=given.strategy, resume=True, **given.changes)
-    sharded = any(isinstance(weight, DTensor) for weight in trained.task.objective.parameters())
-    assert sharded == (given.strategy == "fsdp2")
+    for strategy in given.strategies:
+        task = ToyTask(pause=given.pause)
+        train(given.out / strategy, task, strategy=strategy, resume=True, **given.changes)
+        sharded = any(isinstance(weight, DTensor) for weight in task.objective.parameters())
+        assert sharded == (strategy == "fsdp2")
