@@ -45,7 +45,7 @@ def _run(name: str, arguments: list[str]) -> int:
     options = tyro.cli(getattr(module, options_name), args=arguments, prog=f"python -m presto_models {name}")
     try:
         return int(module.run(options) or 0)
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, ArithmeticError, OSError, ImportError) as error:
         # What a person can act on, without the stack; anything else is ours and shows itself.
         print(f"presto: {error}", file=sys.stderr)
         return 1
