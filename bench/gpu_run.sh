@@ -65,7 +65,7 @@ stage ops 60 "$python" -m bench ops --device cuda --backward --seconds 1 --round
     --ops gated_residual_adaln adaln_modulate gated_residual --shapes 2x1379x1024 --json "$out/ops.json"
 stage attention 60 "$python" -m bench ops --device cuda --backward --seconds 1 --rounds 60 \
     --ops attention --shapes 1x1379x16x64 8x1379x16x64 --json "$out/ops-attention.json"
-stage latency 120 "$python" -m bench latency --device cuda --config presto-32s --steps 4 --dtype bf16 --seconds 20 \
+stage latency 150 "$python" -m bench latency --device cuda --config presto-32s --steps 4 --dtype bf16 --seconds 20 \
     --json "$out/latency.json"
 stage others 90 "$python" -m bench ops --device cuda --backward --seconds 0.5 --rounds 60 --first \
     --ops qk_norm_rope swiglu geglu snake edm_denoise renoise attention_cross --json "$out/ops-others.json"
