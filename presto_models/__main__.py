@@ -44,7 +44,8 @@ def _run(name: str, arguments: list[str]) -> int:
     module = importlib.import_module(module_name)
     options = tyro.cli(getattr(module, options_name), args=arguments, prog=f"python -m presto_models {name}")
     try:
-        return int(module.run(options) or 0)
+        status = module.run(options)
+        return status if isinstance(status, int) else 0  # some give back what they found
     except (ValueError, TypeError, ArithmeticError, OSError, ImportError) as error:
         # What a person can act on, without the stack; anything else is ours and shows itself.
         print(f"presto: {error}", file=sys.stderr)

@@ -19,7 +19,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -63,6 +63,8 @@ class EvaluateOptions:
     """Draws clips, noise, generations and resamples."""
     batch: int = 8
     """Clips generated at once."""
+    dtype: Literal["fp32", "bf16"] | None = None
+    """Of the diffusion model; by default bf16 on CUDA and fp32 on a CPU."""
     generated: str | None = None
     """Folder the generated clips are kept in; by default beside the results."""
     training_clips: int = 400
@@ -101,7 +103,8 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     from presto_models.pipeline import PrestoPipeline
 
     folder = find_folder(options.checkpoint)
-    pipeline = PrestoPipeline.from_pretrained(options.checkpoint)
+    dtype = None if options.dtype is None else {"fp32": torch.float32, "bf16": torch.bfloat16}[options.dtype]
+    pipeline = PrestoPipeline.from_pretrained(options.checkpoint, dtype=dtype)
 
     def generate(prompts: list[str], seed: int) -> tuple[Tensor, int]:
         made = pipeline(prompts, seconds=options.seconds, steps=options.steps, guidance=options.guidance, seed=seed)
@@ -137,7 +140,9 @@ def measure(
     training = choose("train", options.training_clips, options.tags) if options.tags else []
     _check_split(test, validation, training)
     folder = Path(options.generated) if options.generated else Path(options.out).with_suffix(".clips")
-    made_with = {"seconds": options.seconds, "steps": options.steps, "guidance": options.guidance, "weights": identity}
+    made_with = {name: getattr(options, name) for name in ("seconds", "steps", "guidance", "dtype")} | {
+        "weights": identity
+    }
     made = generate_clips(
         generate, [clip.caption for clip in test], folder, settings=made_with, seed=options.seed, batch=options.batch
     )
