@@ -50,6 +50,9 @@ def test_without_a_compiler_the_wheel_is_pure_and_says_so(tmp_path):
     shipped = {f"presto_kernels/tuned/{file.name}" for file in (ROOT / "presto_kernels/tuned").glob("*.json")}
     assert shipped and shipped <= set(names)
     assert not [name for name in names if name.endswith(".so")]
+    models = (ROOT / "presto_models/checkpoints", ROOT / "presto_models/training/presets")
+    files = {str(file.relative_to(ROOT)) for folder in models for file in folder.rglob("*.*")}
+    assert "presto_models/checkpoints/presto-tiny/diffusion.safetensors" in files <= set(names)
 
 
 @pytest.mark.slow
