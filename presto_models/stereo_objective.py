@@ -133,7 +133,10 @@ def stereo_figures(made: Tensor, truth: Tensor) -> dict[str, float]:
     def blocks(values: Tensor) -> Tensor:
         return values[: len(values) // 16 * 16].unflatten(0, (-1, 16)).sum(1)
 
-    levels, widths, coherences, weight = [], [], [], torch.ones(())
+    levels: list[Tensor] = []
+    widths: list[Tensor] = []
+    coherences: list[Tensor] = []
+    weight = torch.ones(())
     for left, right in spectra:
         power = sums(torch.stack([left, right]).abs().square())
         if not levels:

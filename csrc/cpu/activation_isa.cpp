@@ -34,8 +34,12 @@ void run_snake_backward(const SnakeBackward& args, int64_t first, int64_t last) 
 
 }  // namespace
 
-extern const ActivationKernels kActivationKernels = {
-    run_glu_forward,    run_glu_backward,        run_snake_forward, run_snake_forward_samples,
-    run_snake_backward, snake_backward_channels, kPiece};
+extern const ActivationKernels kActivationKernels = {run_glu_forward,
+                                                     run_glu_backward,
+                                                     run_snake_forward,
+                                                     run_snake_forward_samples,
+                                                     run_snake_backward,
+                                                     snake_backward_channels,
+                                                     kPiece};
 
 }  // namespace presto::cpu::PRESTO_ISA
