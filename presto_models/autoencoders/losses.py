@@ -47,13 +47,14 @@ class FrameLoss(nn.Module):
     def forward(
         self, target: Frames, output: Frames, mean: Tensor, log_variance: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        loud = target.magnitude.sqrt()
+        wanted, made = target.magnitude, output.magnitude
+        loud = wanted.sqrt()
         tonal = loud[..., : target.advance.shape[2]]
         distance = (output.advance - target.advance).square().sum(-1)
         parts = {
             "log_magnitude": (self.weight * (output.log_magnitude - target.log_magnitude).abs()).mean(),
-            "magnitude": ((output.magnitude + FLOOR).sqrt() - (target.magnitude + FLOOR).sqrt()).abs().mean(),
-            "convergence": _convergence(output.magnitude, target.magnitude),
+            "magnitude": ((made + FLOOR).sqrt() - (wanted + FLOOR).sqrt()).abs().mean(),
+            "convergence": _convergence(made, wanted),
             "advance": (tonal * distance).sum() / tonal.sum().clamp_min(1e-6),
             "kl": kl_divergence(mean, log_variance),
         }

@@ -116,7 +116,6 @@ class SpectralAutoencoder(Autoencoder):
     """
 
     audio_channels = 1
-    window: Tensor
     noise: Tensor
 
     def __init__(self, config: SpectralAutoencoderConfig) -> None:
@@ -124,7 +123,6 @@ class SpectralAutoencoder(Autoencoder):
         self.config = config
         self.sample_rate, self.latent_channels, self.hop = config.sample_rate, config.latent_channels, config.n_fft
         self.frame_hop = config.n_fft // 4
-        self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
         self.register_buffer("noise", noise_tile(config.bins), persistent=False)
         self.encoder = nn.Sequential(
             nn.Linear(FRAMES_PER_TOKEN * config.features, config.dim),
@@ -149,7 +147,7 @@ class SpectralAutoencoder(Autoencoder):
         self.check_audio(audio)
         margin = (self.config.n_fft - self.frame_hop) // 2
         padded = F.pad(self.pad_to_hop(audio.float())[:, 0], (margin, margin))
-        spectrum = torch.fft.rfft(padded.unfold(-1, self.config.n_fft, self.frame_hop) * self.window.float())
+        spectrum = torch.fft.rfft(padded.unfold(-1, self.config.n_fft, self.frame_hop) * self._window(audio.device))
         advance = phase_advance(spectrum[..., : self.config.tonal_bins])
         return Frames((spectrum.abs() + FLOOR).log(), advance)
 
@@ -208,18 +206,22 @@ class SpectralAutoencoder(Autoencoder):
         """Windowed frames ``[B, F, n_fft]`` of signal, and the phases of the last."""
         magnitude = frames.magnitude
         angles = accumulate_phases(magnitude, frames.advance, self.noise, first_frame=first_frame, before=before)
-        signal = torch.fft.irfft(torch.polar(magnitude, angles), n=self.config.n_fft) * self.window.float()
+        signal = torch.fft.irfft(torch.polar(magnitude, angles), n=self.config.n_fft) * self._window(angles.device)
         return signal, angles[:, -1]
 
     def _divided(self, audio: Tensor) -> Tensor:
         """Overlapping windows divided out and the margins cut off: ``[B, (F + 3) hop]`` to ``[B, 1, F hop]``."""
         margin = 3 * self.frame_hop // 2
         # Squares of the quarters of the window that meet at a hop: all four, fewer at the two ends.
-        met = self.window.float().square().view(4, self.frame_hop).cumsum(0)
+        met = self._window(audio.device).square().view(4, self.frame_hop).cumsum(0)
         envelope = met[3].repeat(audio.shape[1] // self.frame_hop, 1)
         envelope[:3], envelope[-3:] = met[:3], met[3] - met[:3]
         # Cut off first: the window starts at 0, and 0 / 0 would reach the gradient.
         return (audio[:, margin:-margin] / envelope.flatten()[margin:-margin])[:, None]
+
+    def _window(self, device: torch.device) -> Tensor:
+        """Made anew and not kept: ``to(torch.bfloat16)`` would round what is kept, and raise its side lobes."""
+        return torch.hann_window(self.config.n_fft, device=device)
 
     def _dtype(self) -> torch.dtype:
         return self.from_latents.weight.dtype
