@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -95,6 +95,7 @@ def run(options: GenerateOptions) -> int:
             tags=tags,
             sampler=options.sampler,
             progress=not options.json,
+            timings=options.json,
         )
         waveform = made.waveform.cpu()  # waits for the device
     took = time.perf_counter() - loaded
@@ -136,6 +137,7 @@ def _say(
             "model_calls": made.model_calls,
             "load_s": round(load, 4),
             "took_s": round(took, 4),
+            "stages_s": None if made.timings is None else asdict(made.timings),
             "times_real_time": round(count * seconds / took, 3),
             "checkpoint": options.checkpoint,
             "device": str(pipeline.device),
