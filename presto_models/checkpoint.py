@@ -9,6 +9,7 @@ rebuilds it.  Nothing is pickled.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from presto_models.files import written_beside
 
 FORMAT, VERSION = "presto", 1
 SHIPPED = Path(__file__).parent / "checkpoints"
@@ -39,20 +42,16 @@ def save_weights(
     Raises:
         OSError: the file cannot be written (a full disk too); what was there before is untouched.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     header = {"format": FORMAT, "version": str(VERSION), "kind": kind, "config": json.dumps(dict(config))}
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, beside, metadata=header)
-        os.replace(beside, path)
-    except Exception as error:
-        beside.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise
-        raise OSError(f"could not write {path}: {error}") from error
+    with written_beside(path) as beside:
+        try:
+            save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, beside, metadata=header)
+        except SafetensorError as error:  # what a full disk is to the library
+            raise OSError(errno.EIO, str(error)) from error
     return path
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from presto_models.data.audio_files import written_beside
+from presto_models.files import written_beside
 
 FORMATS = (".png", ".pdf", ".svg", ".jpg")
 MEL_BINS, N_FFT, HOP = 128, 4096, 1024

@@ -6,15 +6,14 @@ import functools
 import io
 import logging
 import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from presto_models.files import written_beside
 
 SUFFIXES = (".wav", ".flac", ".ogg")
 _logger = logging.getLogger(__name__)
@@ -85,24 +84,6 @@ def write_audio(path: str | Path, waveform: Tensor, sample_rate: int) -> None:
             file.write(block.contiguous().numpy())
     with written_beside(path) as beside:
         beside.write_bytes(encoded.getbuffer())
-
-
-@contextmanager
-def written_beside(path: str | Path) -> Iterator[Path]:
-    """A temporary path in the same folder, renamed to `path` on success and removed on failure.
-
-    Raises OSError naming `path` where the disk is full or the folder cannot be written.
-    """
-    path = Path(path)
-    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield beside
-        os.replace(beside, path)
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _with_channels(waveform: Tensor, channels: int) -> Tensor:

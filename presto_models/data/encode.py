@@ -16,9 +16,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from presto_models.autoencoders import Autoencoder, load_autoencoder
-from presto_models.data.audio_files import read_audio, written_beside
+from presto_models.data.audio_files import read_audio
 from presto_models.data.folder import AudioFolder, AudioItem
 from presto_models.data.scores import SPLITS
+from presto_models.files import written_beside
 
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 

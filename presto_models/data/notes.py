@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from presto_models.data.audio_files import written_beside
 from presto_models.data.scores import Piece
+from presto_models.files import written_beside
 
 _SHORT_ENOUGH_TO_UNFOLD = 200  # measures: unfolding the repeats of a whole quartet takes minutes and gains nothing
 _FOLK_RATE, _DANCE_RATE, _CHORALE_RATE, _OTHER_RATE = 2.6, 4.6, 2.0, 3.5  # note onsets a second where no tempo is given

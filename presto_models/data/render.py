@@ -24,10 +24,11 @@ import numpy as np
 import torch
 
 from presto_models.data.arrangement import arrange
-from presto_models.data.audio_files import write_audio, written_beside
+from presto_models.data.audio_files import write_audio
 from presto_models.data.notes import BadScore, cached_notes
 from presto_models.data.scores import COLLECTIONS, SPLITS, Piece, find_pieces
 from presto_models.data.synth import SAMPLE_RATE, Player, find_soundfont
+from presto_models.files import written_beside
 
 SHARES = {
     "bach": 0.25,

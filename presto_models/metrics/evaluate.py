@@ -24,7 +24,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from presto_models.data.audio_files import written_beside
+from presto_models.files import written_beside
 from presto_models.metrics.agreement import TagClassifier, tag_agreement
 from presto_models.metrics.audio import ReconstructionDistances, reconstruction_distances
 from presto_models.metrics.clips import Clip, choose_clips, read_mono

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from presto_models.data.audio_files import write_audio, written_beside
+from presto_models.data.audio_files import write_audio
+from presto_models.files import written_beside
 
 # Prompts and a seed to waveforms [prompts, channels, samples] and their sample rate in Hz.
 Generate = Callable[[list[str], int], tuple[Tensor, int]]

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from presto_models.data.audio_files import written_beside
+from presto_models.files import written_beside
 
 T = TypeVar("T")
 _SETS = {

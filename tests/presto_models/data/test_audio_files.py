@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from presto_models.data import audio_files
-from presto_models.data.audio_files import read_audio, write_audio, written_beside
+from presto_models.data.audio_files import read_audio, write_audio
+from presto_models.files import written_beside
 
 soundfile = pytest.importorskip("soundfile")
 
