@@ -60,6 +60,8 @@ class RenderOptions:
     """A General MIDI SoundFont; by default FluidR3 from the system, else pretty_midi's TimGM6mb."""
     collections: tuple[str, ...] = COLLECTIONS
     """Which of music21's collections."""
+    splits: tuple[str, ...] = SPLITS
+    """Which splits; the hours are of these alone.  Into a folder that has clips it adds held-out music to measure by."""
     timeout: float = 300.0
     """Seconds that reading one score may take before it is skipped."""
 
@@ -105,10 +107,13 @@ def run(options: RenderOptions) -> None:
         raise ValueError(f"hours: {options.hours} is not above 0")
     if options.workers < 0:
         raise ValueError(f"workers: {options.workers} is below 0")
+    unknown = sorted(set(options.splits) - set(SPLITS))
+    if unknown or not options.splits:
+        raise ValueError(f"splits: {', '.join(unknown) or 'none'} given; choose from {', '.join(SPLITS)}")
     soundfont = find_soundfont(options.soundfont)
     out = Path(options.out)
     _same_settings(out, {"version": _VERSION, "seed": options.seed, "soundfont": soundfont.name})
-    pieces = find_pieces(collections=options.collections)
+    pieces = [piece for piece in find_pieces(collections=options.collections) if piece.split in options.splits]
     summary = render_pieces(pieces, soundfont, options)
     print(
         f"{summary['clips']} clips in {options.out}; hours: {summary['hours']}; skipped: {summary['skipped'] or 'none'}"
