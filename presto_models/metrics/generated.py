@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -56,6 +57,15 @@ def generate_clips(
             with written_beside(note) as beside:
                 beside.write_text(json.dumps(made_with))
         yield from paths
+
+
+def weights_sha256(folder: Path) -> dict[str, str]:
+    """What tells one checkpoint folder from another: the hash of each of its safetensors files, by name."""
+    hashes = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
 
 
 def _read_json(path: Path) -> Any:
