@@ -46,6 +46,8 @@ class DiffusionConfig:
     sampling: Sampling = field(default_factory=Sampling)
     schedule: LayerSchedule | None = None
     max_seconds: float | None = None
+    base: str | None = None
+    guidance_baked: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("latent_mean", "latent_std"):
@@ -72,6 +74,8 @@ class DiffusionConfig:
             sampling=Sampling.from_dict(values.get("sampling") or {}),
             schedule=None if schedule is None else LayerSchedule.from_dict(schedule),
             max_seconds=values.get("max_seconds"),
+            base=values.get("base"),
+            guidance_baked=values.get("guidance_baked"),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,6 +89,8 @@ class DiffusionConfig:
             "sampling": self.sampling.to_dict(),
             "schedule": None if self.schedule is None else self.schedule.to_dict(),
             "max_seconds": self.max_seconds,
+            "base": self.base,
+            "guidance_baked": self.guidance_baked,
         }
 
 

@@ -137,7 +137,8 @@ class DiT(nn.Module):
         precomputed: Step | None = None,
         sigma_to: Tensor | None = None,
         guidance: Tensor | None = None,
-    ) -> Tensor:
+        hidden_after: Sequence[int] | None = None,
+    ) -> Tensor | tuple[Tensor, ...]:
         """The raw network output F, for EDM's preconditioning to scale.
 
         Args:
@@ -153,9 +154,11 @@ class DiT(nn.Module):
                 ``sigma``, ``sigma_to``, ``guidance`` and the tensors of ``conditioning`` are then not read.
             sigma_to: ``[B]``, when ``config.takes_sigma_to``.
             guidance: ``[B]``, when ``config.takes_guidance``.
+            hidden_after: increasing indices of blocks that run: the residual stream behind each of them is returned
+                and not F; what lies behind the last one is not computed.  For the same blocks in every sample.
 
         Returns:
-            F ``[B, N, C]``, the model's dtype.
+            F ``[B, N, C]``, the model's dtype; with ``hidden_after`` a tuple of ``[B, N, dim]``.
 
         The model is conditioned on the number of blocks that run.  ``blocks`` of all of them, budgets that are all
         full and neither are bitwise the same.
@@ -190,6 +193,15 @@ class DiT(nn.Module):
             if rotary is not None and rotary[0].shape[0] != length:
                 raise ValueError(f"precomputed is for length {rotary[0].shape[0]}, x has length {length}")
         cos, sin = self._rotary(length, x.device) if rotary is None else rotary
+        wanted = () if hidden_after is None else tuple(hidden_after)
+        if hidden_after is not None and (
+            walk.active is not None or not wanted or list(wanted) != sorted(set(wanted) & set(walk.blocks))
+        ):
+            raise ValueError(
+                f"hidden_after must be increasing indices of blocks that run for every sample, at least one; got "
+                f"{wanted} of {walk.blocks}{'' if walk.active is None else ' in a batch of mixed budgets'}"
+            )
+        hidden: list[Tensor] = []
 
         x = self.proj_in(x.to(self.proj_in.weight.dtype))
         h = adaln_modulate(x, *_opening(modulation, walk, 0, batch), eps=self.config.norm_eps)
@@ -209,6 +221,10 @@ class DiT(nn.Module):
             x, h = self._seam(x, branch, None, scale_mlp, shift_mlp)
             branch = block.mlp(h)
             x, h = self._seam(x, branch, gate_mlp, *_opening(modulation, walk, position + 1, x.shape[0]))
+            if index in wanted:
+                hidden.append(x)
+                if index == wanted[-1]:
+                    return tuple(hidden)
             x, h = _regroup(x, h, walk, position + 1, aside)
         return self.proj_out(h)
 

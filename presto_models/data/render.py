@@ -61,7 +61,7 @@ class RenderOptions:
     collections: tuple[str, ...] = COLLECTIONS
     """Which of music21's collections."""
     splits: tuple[str, ...] = SPLITS
-    """Which splits; the hours are of these alone.  Into a folder of clips it adds held-out music to measure by."""
+    """Which splits; the hours are of these alone.  Into a folder that has clips it adds to them."""
     timeout: float = 300.0
     """Seconds that reading one score may take before it is skipped."""
 

@@ -100,6 +100,25 @@ class EDM(nn.Module):
         output = self.dit(c_in * x, sigmas, conditioning, **given)
         return edm_denoise(output, x, sigmas, sigma_data=self.sigma_data)
 
+    def hidden(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        conditioning: Conditioning,
+        after: Sequence[int],
+        *,
+        blocks: Sequence[int] | None = None,
+    ) -> tuple[Tensor, ...]:
+        """The network's hidden states ``[B, N, dim]`` behind the blocks ``after``, at noise levels ``[B]``.
+
+        Nothing behind the last of them is computed.  ``blocks``: those that run; None: all.
+        """
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        sigma = sigma.to(x.dtype)
+        c_in = edm_coefficients(sigma[:, None, None], self.sigma_data)[2]
+        given = {} if blocks is None else {"blocks": blocks}
+        return self.dit(c_in * x, sigma, conditioning, hidden_after=after, **given)
+
 
 def edm_loss(
     edm: EDM,

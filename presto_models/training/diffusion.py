@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from presto_models.autoencoders import Autoencoder, load_autoencoder
 from presto_models.checkpoint import save_weights
 from presto_models.conditioning import Conditioning
-from presto_models.data.latents import LatentDataset
 from presto_models.diffusion import (
     EDM,
     TrainingSigmas,
@@ -25,27 +24,18 @@ from presto_models.diffusion import (
 )
 from presto_models.dit import DiT
 from presto_models.dit_config import DiTConfig
-from presto_models.text import Conditioner, EmbeddedCaptions, TagVocabulary, embed_captions, load_text_encoder
+from presto_models.text import Conditioner, TagVocabulary, load_text_encoder
 from presto_models.text.encoder import parse_spec
-from presto_models.training.audio import ENDLESS, signed
+from presto_models.training.audio import signed
 from presto_models.training.cli import TrainOptions, train
 from presto_models.training.config import TrainConfig
+from presto_models.training.examples import CropConfig, DropConfig, Examples, MusicCrops
 from presto_models.training.images import latent_image, spectrogram_image
 from presto_models.training.seeding import derived_seed, generator, seeded_weights
 from presto_models.training.sharding import shard_parts
 from presto_models.training.task import Player, Samples, Task, shares
 
-SAMPLES = 4  # where the config has no prompts
 SHARDED = ("self_attention", "cross_attention", "mlp")
-
-
-@dataclass(frozen=True)
-class CropConfig:
-    """A kind of batch: ``batch`` crops of ``latents`` latents, drawn with this weight among the kinds."""
-
-    latents: int = 172
-    batch: int = 16
-    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -88,26 +78,12 @@ class DiffusionConfig:
 
 
 @dataclass
-class Batch:
-    """Clean latents ``[B, N, C]``, noise levels ``[B]``, a noise seed each, and what each is conditioned on."""
+class Batch(Examples):
+    """Examples at noise levels ``[B]``, with a noise seed each, and afterwards their losses ``[B]``."""
 
-    clean: Tensor
     sigma: Tensor
     seeds: Tensor
-    text: Conditioning
-    tags: list[Mapping[str, Any] | None]
-    names: list[str]
     losses: Tensor | None = None
-
-    def to(self, device: torch.device) -> Batch:
-        """The same on ``device``."""
-        return replace(
-            self,
-            clean=self.clean.to(device),
-            sigma=self.sigma.to(device),
-            seeds=self.seeds.to(device),
-            text=self.text.to(device),
-        )
 
 
 class DiffusionLoss(nn.Module):
@@ -130,19 +106,7 @@ class DiffusionTask(Task):
 
     def __init__(self, config: DiffusionConfig) -> None:
         self.config, self.seed = config, config.train.seed
-        self.crops = [
-            LatentDataset(config.data, "train", latents=crop.latents, seed=self.seed, length=ENDLESS)
-            for crop in config.crops
-        ]
-        self.train = self.crops[0]
-        # Held-out crops are the same for every seed, so that runs can be compared.
-        self.held_out = LatentDataset(
-            config.data, "validation", latents=config.crops[0].latents, seed=0, length=config.validation_crops
-        )
         self.sigmas = TrainingSigmas(config.p_mean, config.p_std).for_sigma_data(config.sigma_data)
-        self.prompts = config.prompts or tuple(
-            clip["captions"][0] for clip in self.held_out.clips[:SAMPLES] if clip["captions"]
-        )
         kind, source, default = parse_spec(config.text)
         self.encoder = load_text_encoder(
             {
@@ -152,11 +116,26 @@ class DiffusionTask(Task):
             }
         )
         self._check()
-        self.captions = self._texts()
+        drops = DropConfig(config.drop_text, config.drop_tags, config.drop_all)
+        self.music = MusicCrops(
+            config.data,
+            crops=config.crops,
+            drops=drops,
+            seed=self.seed,
+            encoder=self.encoder,
+            sigma_data=config.sigma_data,
+            validation_crops=config.validation_crops,
+            prompts=config.prompts,
+        )
+        found = self.music.mean.shape[0]
+        if config.model.in_channels != found:
+            raise ValueError(f"model.in_channels must be {found}, of {config.data}; got {config.model.in_channels}")
         self.low, self.device = config.train.precision == "bf16", torch.device("cpu")
         with seeded_weights(self.seed):
             dit = DiT(config.model)
             self.conditioner = Conditioner(self.encoder, self._vocabulary())
+        if self.conditioner.tags is not None:
+            self.music.vocabulary = self.conditioner.tags.vocabulary
         # The teacher always runs all its blocks; a parameter that is never used would have no gradient.
         dit.condition.budget.requires_grad_(False)
         self.edm = EDM(dit, config.sigma_data)
@@ -167,16 +146,10 @@ class DiffusionTask(Task):
             self.autoencoder = load_autoencoder(config.autoencoder).eval().requires_grad_(False)
 
     def batch(self, step: int, part: int, parts: int) -> Batch:
-        weights = torch.tensor([crop.weight for crop in self.config.crops])
-        kind = int(torch.multinomial(weights, 1, generator=generator(self.seed, "kind", step)))
-        size = self.config.crops[kind].batch
-        if size % parts:
-            raise ValueError(f"a batch of {size} crops cannot be split over {parts} processes and micro-batches")
+        kind, size, mine = self.music.share(step, part, parts)
         sigma = self.sigmas.sample(size, generator=generator(self.seed, "sigma", step))
-        mine = range(part * size // parts, (part + 1) * size // parts)
-        drawn = [self._dropped(self.crops[kind][step * size + sample], step, sample) for sample in mine]
         seeds = [derived_seed(self.seed, "noise", step, sample) for sample in mine]
-        return self._collate(drawn, sigma[mine.start : mine.stop], seeds)
+        return _batch(self.music.draw(kind, step, mine), sigma[mine.start : mine.stop], seeds)
 
     def loss(self, player: Player, module: nn.Module, batch: Any, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         batch.losses = module(batch.clean, batch.sigma, batch.seeds, batch.text, batch.tags)
@@ -195,9 +168,8 @@ class DiffusionTask(Task):
         sigma = sigma.exp().clamp(self.sigmas.sigma_min, self.sigmas.sigma_max)
         losses, counted = torch.zeros(count), torch.zeros(count)
         for samples, counts in shares(count, rank, world, size):
-            drawn = [(crop, crop["caption"], True) for crop in map(self.held_out.__getitem__, samples)]
             seeds = [derived_seed(0, "validation", sample) for sample in samples]
-            batch = self._collate(drawn, sigma[samples], seeds, self.held_out).to(self.device)
+            batch = _batch(self.music.validation(samples), sigma[samples], seeds).to(self.device)
             losses[samples] = self.loss_module(batch.clean, batch.sigma, batch.seeds, batch.text, batch.tags).cpu()
             counted.index_add_(0, torch.tensor(samples), counts)
         thirds = zip(("low_sigma", "middle_sigma", "high_sigma"), losses.chunk(3), counted.chunk(3), strict=True)
@@ -205,8 +177,8 @@ class DiffusionTask(Task):
         return {name: ((values * weights).sum(), weights.sum()) for name, values, weights in parts}
 
     def sample(self) -> Samples:
-        config, prompts = self.config, self.prompts
-        text = self.captions.batch(prompts).to(self.device)
+        config, prompts = self.config, self.music.prompts
+        text = self.music.captions.batch(prompts).to(self.device)
         conditioning = self.conditioner.join(text).with_null()
 
         def plain(x: Tensor, sigma: float) -> Tensor:
@@ -222,7 +194,7 @@ class DiffusionTask(Task):
         images = {f"latents/{index}": latent_image(each) for index, each in enumerate(latents)}
         if self.autoencoder is None:
             return Samples(images=images)
-        latents = latents / config.sigma_data * self.train.std + self.train.mean
+        latents = latents / config.sigma_data * self.music.std + self.music.mean
         audio = self.autoencoder.decode(latents.to(self.device)).cpu()
         named = {f"sample-{index}": each for index, each in enumerate(audio)}
         images |= {f"spectrogram/{index}": spectrogram_image(each) for index, each in enumerate(audio)}
@@ -238,11 +210,11 @@ class DiffusionTask(Task):
             for old, new in names.items()
             if name.startswith(old)
         }
-        index = self.train.index
+        index = self.music.train.index
         described = {
             "dit": config.model.to_dict(),
             "sigma_data": config.sigma_data,
-            "latents": {"mean": self.train.mean.tolist(), "std": self.train.std.tolist()},
+            "latents": {"mean": self.music.mean.tolist(), "std": self.music.std.tolist()},
             "text": conditioner["text"],
             "tags": conditioner["tags"],
             "sampling": {
@@ -270,64 +242,22 @@ class DiffusionTask(Task):
         if self.autoencoder is not None:
             self.autoencoder.to(device)
 
-    def _dropped(self, crop: dict[str, Any], step: int, sample: int) -> tuple[dict[str, Any], str, bool]:
-        """The crop, its caption, and whether it keeps its tags: what is dropped is as if it had not been given."""
-        config = self.config
-        text, tags, both = torch.rand(3, generator=generator(self.seed, "drop", step, sample)).tolist()
-        keeps_text = text >= config.drop_text and both >= config.drop_all
-        return crop, crop["caption"] if keeps_text else "", tags >= config.drop_tags and both >= config.drop_all
-
-    def _collate(
-        self,
-        drawn: Sequence[tuple[dict[str, Any], str, bool]],
-        sigma: Tensor,
-        seeds: Sequence[int],
-        source: LatentDataset | None = None,
-    ) -> Batch:
-        clips = (source or self.train).clips
-        latents = torch.stack([crop["latents"] for crop, _, _ in drawn])
-        embedding = self.conditioner.tags
-        tags: list[Mapping[str, Any] | None] = [
-            embedding.vocabulary.restrict(clips[crop["item"]]["tags"]) if embedding is not None and kept else None
-            for crop, _, kept in drawn
-        ]
-        return Batch(
-            clean=(latents - self.train.mean) / self.train.std * self.config.sigma_data,
-            sigma=sigma,
-            seeds=signed(seeds),
-            text=self.captions.batch([caption for _, caption, _ in drawn]),
-            tags=tags,
-            names=[clips[crop["item"]]["id"] for crop, _, _ in drawn],
-        )
-
     def _vocabulary(self) -> TagVocabulary | None:
-        tags = [clip["tags"] for clip in (*self.train.clips, *self.held_out.clips)]
+        tags = [clip["tags"] for clip in (*self.music.train.clips, *self.music.held_out.clips)]
         return TagVocabulary.build(tags, self.config.tags) if self.config.tags and any(tags) else None
 
-    def _texts(self) -> EmbeddedCaptions:
-        """All captions embedded; kept beside the latents, for the next run."""
-        file = Path(self.config.data) / "captions.safetensors"
-        clips = (*self.train.clips, *self.held_out.clips)
-        wanted = [*(caption for clip in clips for caption in clip["captions"]), *self.prompts]
-        if file.is_file():
-            known = EmbeddedCaptions.load(file)
-            if known.encoder == self.encoder.spec and all(caption in known for caption in wanted):
-                return known
-        made = embed_captions(self.encoder, wanted)
-        made.save(file)
-        return made
-
     def _check(self) -> None:
-        model, found = self.config.model, self.train.mean.shape[0]
+        model = self.config.model
         for name, given, fits in (
-            ("in_channels", model.in_channels, found),
             ("text_dim", model.text_dim, self.encoder.text_dim),
             ("pooled_dim", model.pooled_dim, self.encoder.pooled_dim),
         ):
             if given != fits:
-                raise ValueError(
-                    f"model.{name} must be {fits}, of {self.config.data} and {self.config.text}; got {given}"
-                )
+                raise ValueError(f"model.{name} must be {fits}, of {self.config.text}; got {given}")
+
+
+def _batch(examples: Examples, sigma: Tensor, seeds: Sequence[int]) -> Batch:
+    return Batch(**vars(examples), sigma=sigma, seeds=signed(seeds))
 
 
 @dataclass(frozen=True)

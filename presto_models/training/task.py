@@ -19,7 +19,8 @@ class Player:
     Args:
         module: its forward computes losses: what runs through it is what DDP and FSDP2 look after.
         learning_rate: at its peak; None: the run's.
-        start: the first step in which it moves.
+        start: the first step in which it may move.
+        every: it moves in each ``every``-th step from there on.
         betas: AdamW's; None: the run's.
     """
 
@@ -28,6 +29,15 @@ class Player:
     learning_rate: float | None = None
     start: int = 0
     betas: tuple[float, float] | None = None
+    every: int = 1
+
+    def moves(self, step: int) -> bool:
+        """Whether it moves in this step: where several players take turns, behind ``every`` moves of the others."""
+        return step >= self.start and (step - self.start + 1) % self.every == 0
+
+    def moved(self, step: int) -> int:
+        """How often it has moved before this step."""
+        return max(0, step - self.start) // self.every
 
 
 @dataclass
@@ -81,6 +91,13 @@ class Task(ABC):
     def export(self, folder: Path, weights: Mapping[str, Mapping[str, Tensor]]) -> Path:
         """Write the component that others load; ``weights``: player name to averaged weights, whole, by name."""
 
+    def watch(self, step: int, means: Mapping[str, float]) -> None:  # noqa: B027 most tasks cannot fail in ways of their own
+        """Look at what was logged at ``step``, means over the steps since the last time and over all processes.
+
+        Raises:
+            DivergedError: the run has failed in a way that no number's being infinite tells; says what to try.
+        """
+
     def shard(self, module: nn.Module, mesh: Any) -> nn.Module:
         """Split a player's module for FSDP2; called before its optimiser exists."""
         raise ValueError("strategy fsdp2 is for train diffusion; this model fits every device: use ddp")
@@ -91,6 +108,10 @@ class Task(ABC):
 
 class NonFiniteError(ArithmeticError):
     """A loss or a gradient was NaN or infinite; the weights are still those of the step before."""
+
+
+class DivergedError(ArithmeticError):
+    """Every number is finite and the run is lost all the same."""
 
 
 def shares(count: int, rank: int, world: int, size: int) -> Iterator[tuple[list[int], Tensor]]:

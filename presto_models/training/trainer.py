@@ -108,7 +108,7 @@ class Trainer:
         logged: dict[str, Tensor] = {}
         micro = [batch.to(device) for batch in micro]
         for player in self.task.players:
-            if self.step < player.start:
+            if not player.moves(self.step):
                 continue
             module, optimizer = self.modules[player.name], self.optimizers[player.name]
             total = torch.zeros((), device=device)
@@ -130,7 +130,7 @@ class Trainer:
             self._set_learning_rate(player)
             optimizer.step()
             optimizer.zero_grad()
-            self.averages[player.name].update(self.step - player.start)
+            self.averages[player.name].update(player.moved(self.step))
             prefix = "" if len(self.task.players) == 1 else f"{player.name}/"
             logged |= {f"{prefix}loss": total, f"{prefix}gradient_norm": norm}
             logged |= {f"{prefix}{name}": value for name, value in parts.items()}
@@ -210,6 +210,7 @@ class Trainer:
         if journal is not None:
             rate = self.optimizers[self.task.players[0].name].param_groups[0]["lr"]
             journal.log(self.step, {**values, "learning_rate": rate})
+        self.task.watch(self.step, values)
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
