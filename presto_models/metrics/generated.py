@@ -30,6 +30,8 @@ def generate_clips(
 ) -> Iterator[Path]:
     """One 16-bit wav a prompt, ``0000.wav`` and so on; yields each path as soon as it is there.
 
+    A clip beyond full scale is made quieter to fit, as `generate` does: clipping would be heard as noise.
+
     A batch of prompts is made together, from seed + the number of its first one.  A batch that is on disk already,
     made with the same ``settings``, prompts and seed, is not made again; what was made otherwise is replaced.
 
@@ -53,7 +55,7 @@ def generate_clips(
             if not torch.isfinite(waveforms).all():
                 raise ValueError(f"generate gave values that are not finite for {some}")
             for path, waveform in zip(paths, waveforms, strict=True):
-                write_audio(path, waveform, sample_rate)
+                write_audio(path, waveform / waveform.abs().max().clamp_min(1), sample_rate)
             with written_beside(note) as beside:
                 beside.write_text(json.dumps(made_with))
         yield from paths

@@ -73,7 +73,7 @@ class Measuring:
             by_prompt = of_seeds.means.unflatten(0, (-1, self.options.seeds))
             spread = diversity(by_prompt, self.real, resamples=self.options.resamples, seed=self.options.seed).as_dict()
         return {
-            **player.settings(),
+            "walk": player.settings(),
             "network": asdict(player.use()),
             **self._compared(row.name, clips),
             "agreement": self._agreement(clips),

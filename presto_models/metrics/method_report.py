@@ -86,6 +86,11 @@ def _milliseconds(entry: Entry, part: str) -> str:
     return "" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def _diversity(entry: Entry) -> str:
+    """Without its interval, for which the terminal is too narrow."""
+    return _share((entry.get("diversity") or {}).get("value"))
+
+
 QUALITY: dict[str, Callable[[Entry], str]] = {
     "FAD": lambda entry: _interval(entry.get("fad")),
     "MMD² · 10³": lambda entry: _thousandths(entry.get("mmd")),
@@ -105,7 +110,7 @@ COST: dict[str, Callable[[Entry], str]] = {
 
 
 def _titled(result: dict[str, Any]) -> list[tuple[str, Entry]]:
-    return [(_TITLES[entry["name"]], entry) for entry in result["references"]] + [
+    return [(_TITLES[entry["name"]], entry) for entry in result["references"]["rows"]] + [
         (entry["name"], entry) for entry in result["rows"]
     ]
 
@@ -152,13 +157,15 @@ def show_methods(result: dict[str, Any]) -> None:
     console = Console(width=100, highlight=False)
     meta = result["meta"]
     titles = (f"{meta['clips']} clips of {meta['seconds']:g} s against real music, 95 % intervals", "Cost of one piece")
-    for title, columns in zip(titles, (QUALITY, COST), strict=True):
-        made = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
-        made.add_column("")
+    for title, columns in zip(titles, (QUALITY | {"diversity": _diversity}, COST), strict=True):
+        made = Table(
+            title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False, padding=(0, 1, 0, 0)
+        )
+        made.add_column("", min_width=12, overflow="fold")
         for name in columns:
-            made.add_column(name, justify="right", no_wrap=False)
+            made.add_column(name, justify="right", no_wrap=True)
         for name, entry in _titled(result):
-            if "left_out" not in entry and (columns is QUALITY or "network" in entry):
+            if "left_out" not in entry and (columns is not COST or "network" in entry):
                 made.add_row(name, *(column(entry) for column in columns.values()))
         console.print(made)
     for entry in result["rows"]:
@@ -170,32 +177,36 @@ def draw_methods(result: dict[str, Any], path: str | os.PathLike[str]) -> None:
     """A figure: FAD with its interval against the milliseconds of a piece, a point a row."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullLocator
     except ImportError as error:
         raise ImportError("a figure needs matplotlib: pip install 'presto-kernels[models]'") from error
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     panel = figure.subplots()
-    for entry in result["rows"]:
-        if "left_out" in entry or "time" not in entry:
-            continue
-        fad, at = entry["fad"], entry["time"]["pipeline_ms"]
-        reach = [[max(0.0, fad["value"] - fad["low"])], [max(0.0, fad["high"] - fad["value"])]]
-        panel.errorbar(at, fad["value"], yerr=reach, fmt="o", capsize=3)
-        panel.annotate(entry["name"], (at, fad["value"]), xytext=(5, 5), textcoords="offset points", fontsize=8)
-    for entry in result["references"]:
+    timed = [entry for entry in result["rows"] if "left_out" not in entry and "time" in entry]
+    for number, group in enumerate(dict.fromkeys(entry["group"] for entry in timed)):
+        of_group = [entry for entry in timed if entry["group"] == group]
+        values = [entry["fad"]["value"] for entry in of_group]
+        times = [entry["time"]["pipeline_ms"] for entry in of_group]
+        # A quantile can lie on the near side of the value by rounding; a bar's length cannot be negative.
+        below = [max(0.0, entry["fad"]["value"] - entry["fad"]["low"]) for entry in of_group]
+        above = [max(0.0, entry["fad"]["high"] - entry["fad"]["value"]) for entry in of_group]
+        panel.errorbar(times, values, yerr=[below, above], fmt="o", capsize=3, color=f"C{number}", label=group)
+        for entry, x, y in zip(of_group, times, values, strict=True):
+            panel.annotate(entry["name"], (x, y), xytext=(5, 4), textcoords="offset points", fontsize=8)
+    for entry in result["references"]["rows"]:
         if entry["name"] in ("validation", "reconstruction"):
-            panel.axhline(entry["fad"]["value"], color="grey", linestyle="--", linewidth=1)
-            panel.annotate(
-                _TITLES[entry["name"]],
-                (0.99, entry["fad"]["value"]),
-                xycoords=("axes fraction", "data"),
-                ha="right",
-                va="bottom",
-                fontsize=8,
-                color="grey",
-            )
+            panel.axhline(entry["fad"]["value"], color="grey", linestyle="--", linewidth=1, zorder=0)
+            at = (0.99, entry["fad"]["value"])
+            panel.annotate(_TITLES[entry["name"]], at, xycoords=("axes fraction", "data"), ha="right", fontsize=8)
     panel.set_xscale("log")
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.xaxis.set_major_formatter("{x:g}")
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.margins(x=0.12)  # room for the names
     panel.set_xlabel(f"milliseconds from prompt to {result['meta']['seconds']:g} s of music")
     panel.set_ylabel("FAD to real test music, 95 % intervals")
+    if any(entry["group"] for entry in timed):
+        panel.legend()
     with written_beside(Path(path)) as beside:
         figure.savefig(beside, dpi=120)

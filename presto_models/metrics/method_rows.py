@@ -8,8 +8,8 @@ A TOML file with a table ``[[rows]]`` each:
     group = "owed"               # rows of a group stand together
     note = "a sentence"
     schedule = "own"             # or "full": every block at every noise level
-    sampler = "pingpong"         # these and any other field of presto_models.diffusion.sampling.Sampling;
-    steps = 4                    # what is not given is the checkpoint's own
+    sampler = "pingpong"         # of presto_models.diffusion.sampling.Sampling, all but the range of noise levels,
+    steps = 4                    # which is the model's; what is not given is the checkpoint's own
     guidance = 1.0
     rho = 7.0
     spacing = "interval"
@@ -34,7 +34,7 @@ from presto_models.diffusion.sampling import Sampling
 SCHEDULES = ("own", "full")
 REFERENCES = ("test", "validation", "reconstruction", "noise")  # rows that every table has
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*")
-_SAMPLING = tuple(each.name for each in fields(Sampling))
+_SAMPLING = tuple(each.name for each in fields(Sampling) if each.name not in ("sigma_min", "sigma_max"))
 
 
 @dataclass(frozen=True)

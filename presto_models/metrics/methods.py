@@ -16,8 +16,8 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -90,14 +90,13 @@ def measure(options: MethodsOptions, rows: Sequence[Row], players: Players, tagg
         training_clips=options.training_clips,
     )
     table = _Table(options, rows, players, splits)
-    table.write()
     found = next((row for row in rows if "weights" in table.entries[row.name]), None)
     if found is None:
         raise ValueError(f"no row's checkpoint is there: {table.entries[rows[0].name]['left_out']}")
     autoencoder = players.load(found).autoencoder
     measuring = Measuring(options, splits, autoencoder.sample_rate, tagger)
-    table.references = measuring.references(autoencoder, table.entries[found.name]["weights"])
-    table.write()
+    weights = table.entries[found.name]["weights"]
+    table.set_references(weights, lambda: measuring.references(autoencoder, weights))
     for row in rows:
         entry = table.entries[row.name]
         if "left_out" not in entry or "weights" not in entry:
@@ -152,26 +151,35 @@ class _Table:
 
     def __init__(self, options: MethodsOptions, rows: Sequence[Row], players: Players, splits: Splits) -> None:
         self.options, self.path = options, Path(options.out)
-        self.references: list[dict[str, Any]] = []
+        before = _read(self.path)
+        self.references: dict[str, Any] = before.get("references", {})
         pieces = {"test": len({clip.piece for clip in splits.test})}
         pieces["validation"] = len({clip.piece for clip in splits.validation})
         self.meta = _meta(options, players.device) | {"pieces": pieces}
-        earlier = {entry["name"]: entry for entry in _read(self.path).get("rows", [])}
-        common = [_common(options), described([*splits.test, *splits.training])]
+        earlier = {entry["name"]: entry for entry in before.get("rows", [])}
+        self.common = _digest([_common(options), described([*splits.test, *splits.validation, *splits.training])])
         self.entries: dict[str, dict[str, Any]] = {}
         for row in rows:
-            entry = asdict(row) | {"checkpoint": Path(row.checkpoint).name, "left_out": "not reached yet"}
+            entry: dict[str, Any] = {name: getattr(row, name) for name in ("name", "group", "note")}
+            entry |= {"checkpoint": Path(row.checkpoint).name, "asked": row.settings(), "left_out": "not reached yet"}
             self.entries[row.name] = entry
             try:
                 entry["weights"] = players.weights(row)
             except (FileNotFoundError, ValueError) as error:
                 entry["left_out"] = str(error)
                 continue
-            entry["key"] = _digest([common, entry["weights"], row.settings()])
-            before = earlier.get(row.name, {})
-            if before.get("key") == entry["key"] and "left_out" not in before:
+            entry["key"] = _digest([self.common, entry["weights"], row.settings()])
+            known = earlier.get(row.name, {})
+            if known.get("key") == entry["key"] and "left_out" not in known:
                 del entry["left_out"]
-                self.entries[row.name] = before | entry
+                self.entries[row.name] = known | entry
+
+    def set_references(self, weights: Mapping[str, str], make: Callable[[], list[dict[str, Any]]]) -> None:
+        """Those that stand there already where they were made the same way, of an autoencoder with these weights."""
+        key = _digest([self.common, weights.get("autoencoder.safetensors")])
+        if self.references.get("key") != key:
+            self.references = {"key": key, "rows": make()}
+        self.write()
 
     def result(self) -> dict[str, Any]:
         return {"meta": self.meta, "references": self.references, "rows": list(self.entries.values())}
