@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from presto_models.distill.dmd import PrestoS, StepConfig
 from presto_models.distill.layers import LayerConfig, PrestoL
 from presto_models.training.cli import TrainOptions, train
 
@@ -39,3 +40,8 @@ def run_ase(options: DistillOptions) -> int:
 def run_presto_l(options: DistillOptions) -> int:
     """Layer dropping of interior blocks."""
     return distill(options, "presto-l", LayerConfig, PrestoL)
+
+
+def run_presto_s(options: DistillOptions) -> int:
+    """Step distillation."""
+    return distill(options, "presto-s", StepConfig, PrestoS)

@@ -105,7 +105,7 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
         return made.waveform, made.sample_rate
 
     weights = weights_sha256(folder)
-    autoencoder = load_autoencoder(folder / "autoencoder.safetensors")
+    autoencoder = load_autoencoder(folder)
     result = measure(options, generate, autoencoder, identity=weights)
     with written_beside(options.out) as beside:
         beside.write_text(json.dumps(result, indent=1))

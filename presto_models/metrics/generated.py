@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from presto_models.components import component_files
 from presto_models.data.audio_files import write_audio
 from presto_models.files import written_beside
 
@@ -62,9 +63,9 @@ def generate_clips(
 
 
 def weights_sha256(folder: Path) -> dict[str, str]:
-    """What tells one checkpoint folder from another: the hash of each of its safetensors files, by name."""
+    """What tells one checkpoint from another: the hash of each file it is made of, its base's too, by name."""
     hashes = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in component_files(folder):
         with path.open("rb") as file:
             hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
     return hashes

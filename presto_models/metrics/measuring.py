@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from presto_models.components import AUTOENCODER_FILE
 from presto_models.metrics.compare import compare
 from presto_models.metrics.diversity import diversity
 from presto_models.metrics.ears import Ears, Tagger
@@ -56,7 +57,7 @@ class Measuring:
                 "reconstruction",
                 reconstructed(autoencoder, test),
                 self.real.pieces,
-                made_from={"clips": described(test), "autoencoder": weights.get("autoencoder.safetensors")},
+                made_from={"clips": described(test), "autoencoder": weights.get(AUTOENCODER_FILE)},
             ),
             "noise": listen_to_noise(self.ears, test, seed=self.options.seed),
         }

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from presto_models.components import AUTOENCODER_FILE
 from presto_models.files import written_beside
 from presto_models.metrics.ears import Tagger
 from presto_models.metrics.measuring import Measuring
@@ -176,7 +177,7 @@ class _Table:
 
     def set_references(self, weights: Mapping[str, str], make: Callable[[], list[dict[str, Any]]]) -> None:
         """Those that stand there already where they were made the same way, of an autoencoder with these weights."""
-        key = _digest([self.common, weights.get("autoencoder.safetensors")])
+        key = _digest([self.common, weights.get(AUTOENCODER_FILE)])
         if self.references.get("key") != key:
             self.references = {"key": key, "rows": make()}
         self.write()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from presto_models.checkpoint import CheckpointError, find_folder
-from presto_models.diffusion_config import FILE
+from presto_models.components import DIFFUSION_FILE
 from presto_models.metrics.generated import weights_sha256
 from presto_models.metrics.method_rows import NetworkUse, Row, network_use
 from presto_models.metrics.splits import EncodesAndDecodes
@@ -109,8 +109,8 @@ class PipelinePlayers:
         folder = self._folder(row)
         if folder not in self._hashes:
             self._hashes[folder] = weights_sha256(folder)
-        if FILE not in self._hashes[folder]:
-            raise FileNotFoundError(f"checkpoint {folder.name!r} has no {FILE}")
+        if DIFFUSION_FILE not in self._hashes[folder]:
+            raise FileNotFoundError(f"checkpoint {folder.name!r} has no {DIFFUSION_FILE}")
         return self._hashes[folder]
 
     def load(self, row: Row) -> PipelinePlayer:
