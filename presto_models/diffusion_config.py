@@ -7,18 +7,20 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 
 from presto_kernels import LayerSchedule
 from presto_models.checkpoint import CheckpointError, load_into, load_weights, save_weights
+from presto_models.diffusion import EDM
 from presto_models.diffusion.sampling import Sampling
 from presto_models.dit import DiT
 from presto_models.dit_config import DiTConfig
 from presto_models.text import Conditioner
 
 KIND, FILE = "diffusion", "diffusion.safetensors"
+Parameterization = Literal["edm", "cm", "ctm"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,12 @@ class DiffusionConfig:
         sampling: what a generation does unless it is told otherwise.
         schedule: which blocks run at which noise level; None: all.
         max_seconds: the longest piece; None: any.
+        base: the checkpoint that components which are not in this folder come from: a shipped name, a folder relative
+            to this one or absolute, or a hub id; None: all are here.
+        guidance_baked: the scale a student's teacher was guided with, which the student then needs no guidance for;
+            None: no student, or one that takes the scale as an input.
+        parameterization: ``"edm"``; ``"cm"``, a consistency model, whose denoiser is x itself at sampling.sigma_min;
+            ``"ctm"``, a consistency trajectory model, whose network is also told where a jump goes.
     """
 
     dit: DiTConfig
@@ -48,6 +56,7 @@ class DiffusionConfig:
     max_seconds: float | None = None
     base: str | None = None
     guidance_baked: float | None = None
+    parameterization: Parameterization = "edm"
 
     def __post_init__(self) -> None:
         for name in ("latent_mean", "latent_std"):
@@ -56,6 +65,30 @@ class DiffusionConfig:
                 raise ValueError(f"{name} must hold {self.dit.in_channels} finite numbers, got {len(values)}")
         if self.max_seconds is not None and not self.max_seconds > 0:
             raise ValueError(f"max_seconds must be positive or None, got {self.max_seconds}")
+        if self.base is not None and not (isinstance(self.base, str) and self.base):
+            raise ValueError(f"base must name a checkpoint or be None, got {self.base!r}")
+        if self.guidance_baked is not None and not 0 <= self.guidance_baked < math.inf:
+            raise ValueError(f"guidance_baked must be at least 0 and finite, or None; got {self.guidance_baked}")
+        if self.parameterization not in get_args(Parameterization):
+            known = ", ".join(get_args(Parameterization))
+            raise ValueError(f"parameterization must be one of {known}; got {self.parameterization!r}")
+        if self.parameterization == "ctm" and not self.dit.takes_sigma_to:
+            raise ValueError("parameterization 'ctm' needs a DiT with takes_sigma_to, and this one has it not")
+        self.check(self.sampling, self.schedule)
+
+    def check(self, sampling: Sampling, schedule: LayerSchedule | None) -> None:
+        """ValueError where the model cannot be walked so: a schedule of another depth, jumps it was not made for."""
+        if sampling.sampler == "ctm" and self.parameterization != "ctm":
+            raise ValueError(
+                f"sampler 'ctm' is for consistency trajectory models, and this model is {self.parameterization!r}"
+            )
+        if schedule is not None:
+            self.dit.check_schedule(schedule)
+
+    def denoiser(self, dit: DiT) -> EDM:
+        """``dit`` in the preconditioning it was trained with."""
+        boundary = self.sampling.sigma_min if self.parameterization == "cm" else 0.0
+        return EDM(dit, self.sigma_data, boundary_sigma=boundary)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DiffusionConfig:
@@ -76,6 +109,7 @@ class DiffusionConfig:
             max_seconds=values.get("max_seconds"),
             base=values.get("base"),
             guidance_baked=values.get("guidance_baked"),
+            parameterization=values.get("parameterization", "edm"),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -91,6 +125,7 @@ class DiffusionConfig:
             "max_seconds": self.max_seconds,
             "base": self.base,
             "guidance_baked": self.guidance_baked,
+            "parameterization": self.parameterization,
         }
 
 

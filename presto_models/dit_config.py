@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from presto_kernels import LayerSchedule
+
 
 @dataclass(frozen=True)
 class DiTConfig:
@@ -73,6 +75,14 @@ class DiTConfig:
     def rotary_size(self) -> int:
         """``rotary_dim`` with None resolved."""
         return self.head_dim if self.rotary_dim is None else self.rotary_dim
+
+    def check_schedule(self, schedule: LayerSchedule) -> None:
+        """ValueError where ``schedule`` was made for another depth or another ``keep_last``."""
+        if (schedule.num_blocks, schedule.keep_last) != (self.num_blocks, self.keep_last):
+            raise ValueError(
+                f"schedule must be made for the model's {self.num_blocks} blocks and keep_last {self.keep_last}, "
+                f"got {schedule.num_blocks} and {schedule.keep_last}"
+            )
 
     @classmethod
     def named(cls, name: str) -> DiTConfig:

@@ -25,7 +25,6 @@ from presto_kernels import LayerSchedule
 from presto_models.autoencoders import Autoencoder
 from presto_models.conditioning import Conditioning
 from presto_models.diffusion import EDM, ScheduledDenoiser, initial_noise
-from presto_models.diffusion.samplers import Denoise
 from presto_models.diffusion.sampling import Sampling
 
 OnStage = Callable[[str], None]
@@ -117,6 +116,7 @@ class Engine:
             self.edm,
             conditioning,
             sigmas=plan.sampling.levels,
+            sigma_to=plan.sampling.targets,
             schedule=plan.schedule,
             guidance=plan.sampling.guidance,
             length=plan.length,
@@ -127,9 +127,11 @@ class Engine:
         shape = (plan.batch, plan.length, self.autoencoder.latent_channels)
         return plan.sampling.sigmas[0] * initial_noise(shape, seed=seeds, device=self.device)
 
-    def step(self, plan: Plan, denoise: Denoise, x: Tensor, index: int, seeds: Tensor | None = None) -> Tensor:
-        """x after step ``index`` of ``plan.sampling.steps``; seeds are needed by ping-pong alone."""
-        return plan.sampling.step(denoise, x, index, seed=seeds)
+    def step(
+        self, plan: Plan, denoise: Callable[..., Tensor], x: Tensor, index: int, seeds: Tensor | None = None
+    ) -> Tensor:
+        """x after step ``index`` of ``plan.sampling.steps``; seeds are needed by samplers that add noise."""
+        return plan.sampling.step(denoise, x, index, seed=seeds, boundary_sigma=self.edm.boundary_sigma)
 
     def decode(self, x: Tensor) -> Tensor:
         """Audio ``[B, channels, N hop]``, fp32, of what the DiT works on."""

@@ -15,7 +15,6 @@ from torch import Tensor
 from presto_models.autoencoders import Autoencoder, load_autoencoder, save_autoencoder
 from presto_models.checkpoint import CheckpointError, find_folder
 from presto_models.conditioning import Conditioning
-from presto_models.diffusion import EDM
 from presto_models.diffusion.sampling import Sampling
 from presto_models.diffusion_config import FILE, DiffusionConfig, load_diffusion, save_diffusion
 from presto_models.dit import DiT
@@ -86,7 +85,7 @@ class PrestoPipeline:
         self.config, self.dit, self.autoencoder = config, dit, autoencoder
         self.conditioner, self.stereo = conditioner, stereo
         self.engine = Engine(
-            EDM(dit, config.sigma_data),
+            config.denoiser(dit),
             autoencoder,
             latent_mean=config.latent_mean,
             latent_std=config.latent_std,

@@ -11,8 +11,11 @@ from presto_models.diffusion.edm import (
 from presto_models.diffusion.guidance import ScheduledDenoiser, classifier_free
 from presto_models.diffusion.noise import initial_noise
 from presto_models.diffusion.samplers import (
+    added_sigma,
+    ctm_jump,
     dpmpp_2s_sigmas,
     dynamic_threshold,
+    sample_ctm,
     sample_ddim,
     sample_dpmpp_2s,
     sample_heun,
@@ -23,7 +26,9 @@ __all__ = [
     "EDM",
     "ScheduledDenoiser",
     "TrainingSigmas",
+    "added_sigma",
     "classifier_free",
+    "ctm_jump",
     "dpmpp_2s_sigmas",
     "dynamic_threshold",
     "edm_coefficients",
@@ -31,6 +36,7 @@ __all__ = [
     "edm_loss_weight",
     "initial_noise",
     "karras_sigmas",
+    "sample_ctm",
     "sample_ddim",
     "sample_dpmpp_2s",
     "sample_heun",

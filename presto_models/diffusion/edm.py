@@ -14,6 +14,7 @@ from presto_kernels import edm_denoise
 from presto_models.conditioning import Conditioning
 from presto_models.precomputed import Step
 
+_LOWEST_RHO, _HIGHEST_RHO = 0.1, 1e6  # beyond them a power overflows, or its roots cannot be told apart
 Level = TypeVar("Level", float, Tensor)
 
 
@@ -38,16 +39,21 @@ class EDM(nn.Module):
     Args:
         dit: F, called as :meth:`presto_models.DiT.forward` is (which embeds c_noise = ln(sigma) / 4 itself).
         sigma_data: standard deviation of the latents.
+        boundary_sigma: above 0 it is a consistency model's (Song et al. 2023, 2303.01469, appendix C), whose D is x
+            itself at that noise level, its lowest:  c_skip = sd^2 / ((s - b)^2 + sd^2),  c_out = sd (s - b) /
+            sqrt(s^2 + sd^2).
 
     x, sigma and D are fp32 whatever the network's dtype (float64 stays float64): only F is in half precision.
     """
 
-    def __init__(self, dit: nn.Module, sigma_data: float = 0.5) -> None:
+    def __init__(self, dit: nn.Module, sigma_data: float = 0.5, *, boundary_sigma: float = 0.0) -> None:
         super().__init__()
         if not sigma_data > 0:
             raise ValueError(f"sigma_data must be positive, got {sigma_data}")
+        if not 0 <= boundary_sigma < math.inf:
+            raise ValueError(f"boundary_sigma must be at least 0 and finite, got {boundary_sigma}")
         self.dit = dit
-        self.sigma_data = float(sigma_data)
+        self.sigma_data, self.boundary_sigma = float(sigma_data), float(boundary_sigma)
 
     def forward(
         self,
@@ -98,7 +104,7 @@ class EDM(nn.Module):
         given = {name: value for name, value in extras.items() if value is not None}
         sigmas = per_sample(sigma)
         output = self.dit(c_in * x, sigmas, conditioning, **given)
-        return edm_denoise(output, x, sigmas, sigma_data=self.sigma_data)
+        return edm_denoise(output, x, sigmas, sigma_data=self.sigma_data, sigma_min=self.boundary_sigma)
 
     def hidden(
         self,
@@ -207,8 +213,8 @@ def karras_sigmas(
         raise ValueError(f"n must be an int of at least 1, got {n!r}")
     if not 0 < sigma_min < sigma_max:
         raise ValueError(f"0 < sigma_min < sigma_max must hold, got {sigma_min} and {sigma_max}")
-    if not rho > 0:
-        raise ValueError(f"rho must be positive, got {rho}")
+    if not _LOWEST_RHO <= rho <= _HIGHEST_RHO:
+        raise ValueError(f"rho must be from {_LOWEST_RHO:g} to {_HIGHEST_RHO:g}, got {rho}")
     if spacing not in ("endpoint", "interval"):
         raise ValueError(f"spacing must be 'endpoint' or 'interval', got {spacing!r}")
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)

@@ -2,7 +2,8 @@
 
     sample_*(denoise, x, sigmas, *, seed=None, ...) -> x0
 
-``denoise(x, sigma) -> D``: the denoiser, sigma a host number (:class:`presto_models.ScheduledDenoiser` is one).
+``denoise(x, sigma) -> D``: the denoiser, sigma a host number (:class:`presto_models.ScheduledDenoiser` is one);
+``sample_ctm`` calls ``denoise(x, sigma, sigma_to)``.
 ``x``: ``[B, N, C]``, fp32 or float64, already times sigmas[0].
 ``sigmas``: falling host numbers, the last usually 0 (:func:`presto_models.karras_sigmas`); where it is not 0, the
 solvers return x at that noise level.
@@ -26,6 +27,7 @@ from presto_kernels import renoise
 from presto_models.diffusion.noise import Seed, seed_for
 
 Denoise = Callable[[Tensor, float], Tensor]
+DenoiseTo = Callable[[Tensor, float, float], Tensor]
 
 
 def sample_heun(
@@ -129,6 +131,7 @@ def sample_pingpong(
     *,
     seed: Seed | None = None,
     noise: Sequence[Tensor] | None = None,
+    sigma_min: float = 0.0,
 ) -> Tensor:
     """For few-step students: x0 = D(x; sigma_i), then x = x0 + sigma_{i+1} eps; n calls, the last x0 is the result.
 
@@ -136,6 +139,8 @@ def sample_pingpong(
         seed: of the noise added after step i, which has offset i + 1; needed with more than one step.
         noise: instead of a seed, the eps themselves, one ``[B, N, C]`` for each step but the last: for a CUDA graph
             that reads them from fixed memory, and for two runs that share them.
+        sigma_min: of a consistency model, whose D is clean down to that noise level: what is added has the standard
+            deviation :func:`added_sigma`.
 
     Source: multistep sampling of consistency models (2303.01469, Algorithm 1), as Presto-S uses it (2410.05167).
     """
@@ -148,8 +153,70 @@ def sample_pingpong(
     for step, (sigma, sigma_next) in enumerate(pairwise(levels)):
         x0 = denoise(x, sigma)
         if step < len(levels) - 2:
-            x = add_noise(x0, sigma_next, step) if noise is None else x0 + sigma_next * noise[step]
+            added = added_sigma(sigma_next, sigma_min)
+            x = add_noise(x0, added, step) if noise is None else x0 + added * noise[step]
     return x0
+
+
+def added_sigma(sigma: float, sigma_min: float = 0.0) -> float:
+    """sqrt(sigma^2 - sigma_min^2): the noise that brings x at ``sigma_min`` to ``sigma`` (2303.01469, Algorithm 1)."""
+    if sigma_min == 0:
+        return sigma  # exactly, which a square and a root need not give back
+    if not 0 < sigma_min <= sigma:
+        raise ValueError(f"sigma_min must be from 0 to the noise level {sigma}, got {sigma_min}")
+    return math.sqrt(sigma * sigma - sigma_min * sigma_min)
+
+
+def ctm_jump(denoise: DenoiseTo, x: Tensor, sigma: float, sigma_to: float) -> Tensor:
+    """G(x, t -> s) = (s / t) x + (1 - s / t) g(x, t, s): from noise level t = ``sigma`` to s = ``sigma_to``.
+
+    Args:
+        denoise: g(x, sigma, sigma_to), the EDM denoiser of a network that is told both noise levels.  At s = 0 it is
+            the guess of the clean latents, at s = t that of their mean (a denoiser like any other).
+
+    s = 0 gives g itself, exactly, and s = t gives x.
+
+    Source: consistency trajectory models (Kim et al. 2024, 2310.02279), section 3.
+    """
+    return _towards(denoise(x, sigma, sigma_to), x, sigma_to / sigma)
+
+
+def ctm_levels(sigma_next: float, gamma: float) -> tuple[float, float]:
+    """(sqrt(1 - gamma^2) s', gamma s'): where a jump goes, and the noise that brings it from there to s'."""
+    return math.sqrt(1 - gamma * gamma) * sigma_next, gamma * sigma_next
+
+
+def sample_ctm(
+    denoise: DenoiseTo, x: Tensor, sigmas: Sequence[float], *, gamma: float = 0.0, seed: Seed | None = None
+) -> Tensor:
+    """Gamma-sampling of a consistency trajectory model: jump to sqrt(1 - gamma^2) s', add gamma s' eps; n calls.
+
+    Args:
+        denoise: g, see :func:`ctm_jump`.
+        gamma: 0 adds no noise and follows the ODE; 1 jumps to the clean latents each time, as ping-pong does.
+        seed: of the noise added after step i, which has offset i + 1; needed with gamma above 0 and more than one
+            step.
+
+    The last jump is to 0: a student must have been trained with that target among its others.
+
+    Source: the gamma-sampling of 2310.02279.
+    """
+    check_gamma(gamma)
+    add_noise = _renoiser(x, seed)
+    for step, (sigma, sigma_next) in enumerate(pairwise(_levels(x, sigmas))):
+        target, added = ctm_levels(sigma_next, gamma)
+        x = ctm_jump(denoise, x, sigma, target)
+        if added > 0:
+            x = add_noise(x, added, step)
+    return x
+
+
+def check_gamma(gamma: float) -> None:
+    """ValueError or TypeError where ``gamma`` is no number from 0 to 1."""
+    if isinstance(gamma, bool) or not isinstance(gamma, (int, float)):
+        raise TypeError(f"gamma must be a number, got {type(gamma).__name__}")
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma must be from 0 to 1, got {gamma}")
 
 
 def _levels(x: Tensor, sigmas: Sequence[float]) -> tuple[float, ...]:

@@ -50,7 +50,7 @@ def small_pipeline(
     *, sampler="heun", steps=3, guidance=2.0, stereo=True, tags=True, device="cpu", **changes
 ) -> PrestoPipeline:
     """Odd sizes: 5 channels, hop 64, 8 kHz, a schedule that drops blocks."""
-    dit = make_dit(small_config(), torch.float32)
+    dit = make_dit(changes.get("dit", small_config()), torch.float32)
     torch.manual_seed(1)
     conditioner = Conditioner(WordEncoder(), VOCABULARY if tags else None)
     autoencoder = Oobleck(
@@ -68,7 +68,7 @@ def small_pipeline(
     if stereo:
         module = MonoToStereo(replace(StereoConfig.named("tiny"), sample_rate=8000))
         torch.nn.init.normal_(module.head.weight, std=0.1)
-    spacing = "interval" if sampler == "pingpong" else "endpoint"
+    spacing = "interval" if sampler in ("pingpong", "ctm") else "endpoint"
     settings = {
         "dit": dit.config,
         "latent_mean": (0.1, 0.2, -0.3, 0.0, 1.0),

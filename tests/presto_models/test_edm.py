@@ -41,6 +41,30 @@ def test_the_denoiser_is_the_formula():
     torch.testing.assert_close(EDM(dit, sigma_data)(*inputs.args), expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("sigma_data", "lowest"), [(0.5, 0.002), (0.7, 0.1)])
+def test_a_consistency_model_is_the_identity_at_its_lowest_level(dtype, sigma_data, lowest):
+    edm = EDM(make_dit(CONFIG, dtype), sigma_data, boundary_sigma=lowest)
+    inputs = make_inputs(CONFIG).to(dtype)
+    for level in (lowest, torch.full_like(inputs.sigma, lowest)):
+        assert torch.equal(edm(inputs.x, level, inputs.conditioning), inputs.x)
+    assert not torch.equal(edm(inputs.x, 1.01 * lowest, inputs.conditioning), inputs.x)
+
+
+def test_a_consistency_model_is_the_formula():
+    dit, inputs = make_dit(CONFIG), make_inputs(CONFIG)
+    sigma_data, lowest, sigma = 0.7, 0.01, inputs.sigma[:, None, None]
+    root = (sigma**2 + sigma_data**2).sqrt()
+    output = dit(inputs.x / root, inputs.sigma, inputs.conditioning)
+    skip = sigma_data**2 / ((sigma - lowest) ** 2 + sigma_data**2)
+    expected = skip * inputs.x + sigma_data * (sigma - lowest) / root * output
+    made = EDM(dit, sigma_data, boundary_sigma=lowest)(*inputs.args)
+    torch.testing.assert_close(made, expected, rtol=1e-12, atol=1e-12)
+    for boundary in (-0.1, math.inf, math.nan):
+        with pytest.raises(ValueError, match="boundary_sigma must be"):
+            EDM(dit, boundary_sigma=boundary)
+
+
 def test_a_host_number_is_that_level_for_every_sample():
     config = small_config(takes_sigma_to=True, takes_guidance=True)
     edm, inputs = EDM(make_dit(config)), make_inputs(config)

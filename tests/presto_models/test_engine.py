@@ -1,19 +1,31 @@
 """The engine's stages, and what a CUDA graph may not hold."""
 
 import itertools
+import math
 
 import pytest
 import torch
+from small_models import small_config
 from small_pipeline import same, small_pipeline
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import presto_kernels
-from presto_models import ScheduledDenoiser, initial_noise
+from presto_models import ScheduledDenoiser, initial_noise, sample_pingpong
 from presto_models.autoencoders import SpectralAutoencoder, SpectralAutoencoderConfig
+from presto_models.diffusion import sample_ctm
 from presto_models.diffusion.sampling import SAMPLERS, Sampling
 from presto_models.engine import Engine, Plan
+
+STUDENT = small_config(takes_sigma_to=True)
+
+
+def pipeline_for(sampler, **changes):
+    """A model whose network is told where a jump goes, for the sampler that jumps; else a plain one."""
+    if sampler != "ctm":
+        return small_pipeline(**changes)
+    return small_pipeline(sampler="ctm", dit=STUDENT, parameterization="ctm", **changes)
 
 
 def inputs(pipeline, batch=2):
@@ -21,36 +33,89 @@ def inputs(pipeline, batch=2):
     return conditioning, torch.arange(7, 7 + batch)
 
 
-def plan_for(sampler, steps=4, guidance=1.0, **changes):
-    return Plan(**({"batch": 2, "length": 13, "sampling": Sampling(sampler, steps, guidance)} | changes))
+def plan_for(sampler, steps=4, guidance=1.0, gamma=0.0, **changes):
+    sampling = Sampling(sampler, steps, guidance, gamma=gamma)
+    return Plan(**({"batch": 2, "length": 13, "sampling": sampling} | changes))
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(("sampler", "gamma"), [*((name, 0.0) for name in SAMPLERS), ("ctm", 0.3), ("ctm", 1.0)])
 @pytest.mark.parametrize("steps", [1, 2, 5])
-def test_steps_in_turn_are_bitwise_the_sampler(sampler, steps):
-    pipeline = small_pipeline()
+def test_steps_in_turn_are_bitwise_the_sampler(sampler, gamma, steps):
+    pipeline = pipeline_for(sampler)
     conditioning, seeds = inputs(pipeline)
-    plan = plan_for(sampler, steps, guidance=1.5, schedule=pipeline.config.schedule)
+    plan = plan_for(sampler, steps, guidance=1.5, gamma=gamma, schedule=pipeline.config.schedule)
     engine = pipeline.engine
     denoise = engine.prepare(plan, conditioning)
     x = start = engine.noise(plan, seeds)
     for index in range(steps):
         x = engine.step(plan, denoise, x, index, seeds)
-    expected = SAMPLERS[sampler](denoise, start, plan.sampling.sigmas, seed=seeds)
+    how = {"gamma": gamma} if sampler == "ctm" else {}
+    expected = SAMPLERS[sampler](denoise, start, plan.sampling.sigmas, seed=seeds, **how)
     assert torch.equal(x, expected)
+
+
+@pytest.mark.parametrize("spacing", ["interval", "endpoint"])
+def test_a_consistency_model_is_noised_from_its_lowest_level(spacing):
+    sampling = Sampling("pingpong", 4, spacing=spacing, sigma_min=0.1)
+    pipeline = small_pipeline(parameterization="cm", sampling=sampling)
+    assert pipeline.engine.edm.boundary_sigma == 0.1
+    conditioning, seeds = inputs(pipeline)
+    plan = Plan(2, 13, sampling)
+    denoise = pipeline.engine.prepare(plan, conditioning)
+    x = start = pipeline.engine.noise(plan, seeds)
+    for index in range(4):
+        x = pipeline.engine.step(plan, denoise, x, index, seeds)
+    assert torch.equal(x, sample_pingpong(denoise, start, sampling.sigmas, seed=seeds, sigma_min=0.1))
+    assert not torch.equal(x, sample_pingpong(denoise, start, sampling.sigmas, seed=seeds))
+
+
+@pytest.mark.parametrize("takes_guidance", [False, True])
+def test_a_jump_is_told_both_levels_and_the_scale(takes_guidance):
+    config = small_config(takes_sigma_to=True, takes_guidance=takes_guidance)
+    pipeline = small_pipeline(sampler="ctm", dit=config, parameterization="ctm")
+    conditioning, seeds = inputs(pipeline)
+    plan = plan_for("ctm", 3, guidance=3.0, gamma=0.6, schedule=pipeline.config.schedule)
+    x = start = pipeline.engine.noise(plan, seeds)
+
+    def g(x, sigma, sigma_to):
+        call = {"blocks": plan.schedule.kept(sigma), "sigma_to": sigma_to}
+        if takes_guidance:
+            return pipeline.engine.edm(x, sigma, conditioning, guidance=3.0, **call)
+        with_text, without = (pipeline.engine.edm(x, sigma, c, **call) for c in (conditioning, conditioning.null()))
+        return without + 3.0 * (with_text - without)
+
+    denoise = pipeline.engine.prepare(plan, conditioning)
+    for index in range(3):
+        x = pipeline.engine.step(plan, denoise, x, index, seeds)
+    same(x, sample_ctm(g, start, plan.sampling.sigmas, gamma=0.6, seed=seeds))
+
+
+def test_a_jump_from_a_level_it_was_not_told_of():
+    pipeline = pipeline_for("ctm")
+    conditioning, seeds = inputs(pipeline)
+    plan = plan_for("ctm", 2)
+    denoise = pipeline.engine.prepare(plan, conditioning)
+    x = pipeline.engine.noise(plan, seeds)
+    for jump in ((80.0, 7.0), (3.0, 0.0), (3.0,)):
+        expected = pipeline.engine.edm(x, jump[0], conditioning, sigma_to=(*jump, 0.0)[1])
+        same(denoise(x, *jump), expected)
+    with pytest.raises(ValueError, match="sigma_to is for a model that takes it"):
+        small_pipeline().engine.prepare(plan_for("heun"), conditioning)(x, 80.0, 7.0)
+    with pytest.raises(ValueError, match="one entry per sigma, 2, got 1"):
+        ScheduledDenoiser(pipeline.engine.edm, conditioning, sigmas=(80.0, 7.0), sigma_to=(7.0,))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_model_calls_and_levels_are_those_made(sampler, steps):
-    pipeline = small_pipeline()
+    pipeline = pipeline_for(sampler)
     conditioning, seeds = inputs(pipeline)
     plan = plan_for(sampler, steps)
     asked = []
 
-    def counting(x, sigma):
-        asked.append(sigma)
-        return denoise(x, sigma)
+    def counting(x, *levels):
+        asked.append(levels[0])
+        return denoise(x, *levels)
 
     denoise = pipeline.engine.prepare(plan, conditioning)
     x = pipeline.engine.noise(plan, seeds)
@@ -141,8 +206,8 @@ def spectral():
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_nothing_in_the_walk_asks_the_device_or_comes_from_the_host(sampler, autoencoder):
     """On the meta device there is nothing to ask: what would wait for a GPU fails here, and so does a copy to it."""
-    pipeline = small_pipeline()
-    plan = plan_for(sampler, 3, guidance=2.0, schedule=pipeline.config.schedule, stereo=True)
+    pipeline = pipeline_for(sampler)
+    plan = plan_for(sampler, 3, guidance=2.0, gamma=0.5, schedule=pipeline.config.schedule, stereo=True)
     conditioning, seeds = inputs(pipeline)
     decoder = pipeline.autoencoder if autoencoder == "oobleck" else spectral()
     for module in (pipeline.dit, decoder, pipeline.stereo):
@@ -205,7 +270,14 @@ def test_plans_and_inputs_that_do_not_fit():
 @pytest.mark.parametrize(
     ("values", "error", "message"),
     [
-        ({"sampler": "euler"}, ValueError, "one of heun, dpmpp_2s, ddim, pingpong"),
+        ({"sampler": "euler"}, ValueError, "one of heun, dpmpp_2s, ddim, pingpong, ctm"),
+        ({"gamma": 1.1}, ValueError, "gamma must be from 0 to 1"),
+        ({"gamma": float("nan")}, ValueError, "gamma must be from 0 to 1"),
+        ({"gamma": "1"}, TypeError, "gamma must be a number"),
+        ({"rho": 0.0}, ValueError, "rho must be"),
+        ({"rho": 1e-4}, ValueError, "rho must be"),
+        ({"rho": 1e30}, ValueError, "rho must be"),
+        ({"rho": float("inf")}, ValueError, "rho must be"),
         ({"steps": 0}, ValueError, "steps must be at least 1"),
         ({"steps": 2.0}, TypeError, "steps must be an int"),
         ({"guidance": float("nan")}, ValueError, "guidance must be"),
@@ -227,6 +299,14 @@ def test_another_sampler_brings_its_own_spacing():
     assert student.changed(sampler="heun").spacing == "endpoint"
     assert Sampling("ddim", spacing="interval").changed(sampler="ddim", steps=3).spacing == "interval"
     assert Sampling.from_dict(student.to_dict()) == student
+    assert solver.changed(sampler="ctm").spacing == "interval"
+
+
+def test_a_student_is_rescheduled():
+    student = Sampling("pingpong", 4, spacing="interval")
+    even = student.changed(steps=2, rho=1000.0)  # nearly even in ln sigma
+    assert even.sigmas == pytest.approx((80.0, math.sqrt(80.0 * 0.002), 0.0), rel=0.02)
+    assert even.changed(rho=7.0, steps=4) == student
 
 
 def test_plans_that_are_equal_are_one_key():

@@ -17,6 +17,7 @@ from presto_models import (
     sample_heun,
     sample_pingpong,
 )
+from presto_models.diffusion import added_sigma, ctm_jump, sample_ctm
 
 DATA_MEAN, DATA_STD = 0.4, 0.5
 SAMPLERS = {
@@ -168,7 +169,94 @@ def test_thresholds_that_cannot_be_are_refused(arguments):
         dynamic_threshold(torch.zeros(1, 2, 3), **arguments)
 
 
+# Consistency trajectory models: of Gaussian data the whole trajectory is known.
+
+
+def trajectory(x, sigma, sigma_to):
+    """g of the exact jump: G = (s/t) x + (1 - s/t) g solved for g."""
+    assert type(sigma) is type(sigma_to) is float
+    if sigma == sigma_to:
+        return Gaussian()(x, sigma)
+    return (exact(x, sigma, sigma_to) - sigma_to / sigma * x) / (1 - sigma_to / sigma)
+
+
+def test_a_jump_follows_the_trajectory():
+    x = start(80.0)
+    for sigma_to in (79.0, 3.0, 0.1, 0.0):
+        torch.testing.assert_close(ctm_jump(trajectory, x, 80.0, sigma_to), exact(x, 80.0, sigma_to))
+    assert torch.equal(ctm_jump(trajectory, x, 80.0, 80.0), x)
+    assert torch.equal(ctm_jump(trajectory, x, 80.0, 0.0), trajectory(x, 80.0, 0.0))
+    # Just below t, g is the denoiser.
+    torch.testing.assert_close(trajectory(x, 80.0, 79.999), Gaussian()(x, 80.0), rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7])
+def test_without_gamma_the_exact_jumps_are_the_ode(steps):
+    x = start(80.0)
+    y = sample_ctm(trajectory, x, karras_sigmas(steps, spacing="interval"))
+    torch.testing.assert_close(y, exact(x, 80.0, 0.0))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_gamma_one_is_pingpong_that_jumps_to_zero(steps):
+    x, sigmas, targets = start(80.0), karras_sigmas(steps, spacing="interval"), []
+
+    def g(x, sigma, sigma_to):
+        targets.append(sigma_to)
+        return trajectory(x, sigma, sigma_to)
+
+    y = sample_ctm(g, x, sigmas, gamma=1.0, seed=7)
+    assert targets == [0.0] * steps
+    assert torch.equal(y, sample_pingpong(lambda x, sigma: trajectory(x, sigma, 0.0), x, sigmas, seed=7))
+
+
+def test_gamma_between_keeps_the_distribution():
+    """Jump to sqrt(1 - gamma^2) s', add gamma s': x at s' has the noisy data's variance, s'^2 + std^2."""
+    x = 80.0 * initial_noise((1, 40000, 1), seed=1, dtype=torch.float64)
+    y = sample_ctm(trajectory, x, (80.0, 2.0), gamma=0.6, seed=1)
+    assert y.std().item() == pytest.approx(math.sqrt(2.0**2 + DATA_STD**2), rel=0.02)
+    jumped = ctm_jump(trajectory, x, 80.0, 0.8 * 2.0)
+    assert torch.equal(y, renoise(jumped, 0.6 * 2.0, seed=1, offset=1))
+    plain = sample_ctm(trajectory, x, (80.0, 2.0))
+    assert 0.3 < torch.corrcoef(torch.stack([y.flatten(), plain.flatten()]))[0, 1].item() < 0.95
+
+
+def test_ctm_needs_a_seed_where_it_adds_noise():
+    x, sigmas = start(80.0), karras_sigmas(3, spacing="interval")
+    with pytest.raises(ValueError, match="seed must be given"):
+        sample_ctm(trajectory, x, sigmas, gamma=0.1)
+    assert torch.equal(sample_ctm(trajectory, x, sigmas), sample_ctm(trajectory, x, sigmas, seed=3))
+    one = sample_ctm(trajectory, x, (80.0, 0.0), gamma=1.0)  # a single step adds none
+    assert torch.equal(one, trajectory(x, 80.0, 0.0))
+    for gamma in (-0.1, 1.1, math.nan):
+        with pytest.raises(ValueError, match="gamma must be from 0 to 1"):
+            sample_ctm(trajectory, x, sigmas, gamma=gamma)
+
+
 # Ping-pong.
+
+
+def test_a_consistency_model_is_renoised_from_its_lowest_level():
+    """f is clean down to sigma_min, so what is added has variance s^2 - sigma_min^2."""
+    x = 80.0 * initial_noise((1, 40000, 1), seed=2, dtype=torch.float64)
+    sigmas, sigma_min, seen = (80.0, 0.5, 0.0), 0.3, []
+
+    def f(x, sigma):
+        seen.append(x)
+        return exact(x, sigma, sigma_min)
+
+    y = sample_pingpong(f, x, sigmas, seed=2, sigma_min=sigma_min)
+    first = exact(x, 80.0, sigma_min)
+    assert (seen[1] - first).var().item() == pytest.approx(0.5**2 - 0.3**2, rel=0.02)
+    # and x at s has the noisy data's own variance, so that f carries it on to sigma_min's
+    assert seen[1].var().item() == pytest.approx(DATA_STD**2 + 0.5**2, rel=0.02)
+    assert y.var().item() == pytest.approx(DATA_STD**2 + 0.3**2, rel=0.02)
+    noise = [noise_of(x, 1)]
+    made = sample_pingpong(f, x, sigmas, noise=noise, sigma_min=sigma_min)
+    torch.testing.assert_close(made, exact(first + 0.4 * noise[0], 0.5, sigma_min))
+    assert added_sigma(0.17) == 0.17 and added_sigma(0.5, 0.5) == 0.0
+    with pytest.raises(ValueError, match="sigma_min must be from 0 to the noise level"):
+        sample_pingpong(f, x, sigmas, seed=2, sigma_min=0.6)
 
 
 def noise_of(x, offset):
