@@ -4,7 +4,7 @@
       autoencoder.safetensors   diffusion.safetensors   stereo.safetensors (where there is one)   README.md (model card)
 
 The header of each file holds ``{"format": "presto", "version": "1", "kind": ..., "config": json}``: what it is and what
-rebuilds it.  Nothing is pickled.
+rebuilds it.  Nothing is pickled.  What a folder shares with another is described in :mod:`presto_models.components`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from presto_models.files import written_beside
 
 FORMAT, VERSION = "presto", 1
 SHIPPED = Path(__file__).parent / "checkpoints"
+DEFAULT_CHECKPOINT = "presto-tiny"  # what `generate` plays
 
 
 class CheckpointError(ValueError):
@@ -62,6 +64,18 @@ def load_weights(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, 
         FileNotFoundError: there is no such file.  CheckpointError: it is cut short, another project's, of a newer
         version, or of another kind.
     """
+    with _opened(path, kind) as (file, config):
+        return {name: file.get_tensor(name) for name in file.keys()}, config  # noqa: SIM118 not a mapping
+
+
+def load_config(path: str | os.PathLike[str], *, kind: str) -> dict[str, Any]:
+    """The config alone, of which only the file's header is read; raises as :func:`load_weights` does."""
+    with _opened(path, kind) as (_, config):
+        return config
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str], kind: str) -> Iterator[tuple[Any, dict[str, Any]]]:
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
@@ -78,8 +92,7 @@ def load_weights(path: str | os.PathLike[str], *, kind: str) -> tuple[dict[str, 
                 raise CheckpointError(f"{path} has version {header['version']}, this presto reads up to {VERSION}")
             if header["kind"] != kind:
                 raise CheckpointError(f"{path} holds a component of kind {header['kind']!r}, wanted {kind!r}")
-            config = json.loads(header["config"])
-            return {name: file.get_tensor(name) for name in file.keys()}, config  # noqa: SIM118 not a mapping
+            yield file, json.loads(header["config"])
     except SafetensorError as error:
         raise CheckpointError(f"{path} is not a whole safetensors file ({error}); download or copy it again") from error
 
@@ -103,13 +116,18 @@ def load_into(module: torch.nn.Module, weights: Mapping[str, Tensor], *, source:
     module.load_state_dict(dict(weights))
 
 
-def find_folder(name: str | os.PathLike[str], *, files: Sequence[str] = ("*.safetensors", "*.json", "*.md")) -> Path:
+def find_folder(
+    name: str | os.PathLike[str],
+    *,
+    files: Sequence[str] = ("*.safetensors", "*.json", "*.md"),
+    beside: str | os.PathLike[str] | None = None,
+) -> Path:
     """The folder of a checkpoint: one that ships with the package (by name), a local folder, or a hub id.
 
     A hub id (``owner/name``) is downloaded with ``huggingface_hub``, which keeps it in its cache; of it, what fits
-    one of the patterns in ``files``.
+    one of the patterns in ``files``.  A relative path starts at ``beside``; None: the current folder.
     """
-    folder = Path(name)
+    folder = Path(name) if beside is None else Path(beside) / name
     if folder.is_dir():
         return folder
     shipped = SHIPPED / str(name)

@@ -19,7 +19,7 @@ from presto_models.dit import DiT
 from presto_models.dit_config import DiTConfig
 from presto_models.text import Conditioner
 
-KIND, FILE = "diffusion", "diffusion.safetensors"
+KIND = "diffusion"
 Parameterization = Literal["edm", "cm", "ctm"]
 
 

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from presto_models.checkpoint import DEFAULT_CHECKPOINT
 from presto_models.pipeline import Generated, PrestoPipeline
 from presto_models.plots import check_plot_path, plot_audio
 
@@ -37,16 +38,21 @@ class GenerateOptions:
     plot: Path | None = None
     """Also a picture of the waveform and the mel spectrogram: .png, .pdf or .svg."""
     steps: int | None = None
-    """Steps of the sampler; without it the checkpoint's own."""
+    """Steps of the sampler, for a distilled checkpoint 1, 2, 4 or 8; without it the checkpoint's own."""
     guidance: float | None = None
     """Scale of classifier-free guidance, 1 for none; without it the checkpoint's own."""
-    sampler: Literal["heun", "dpmpp_2s", "ddim", "pingpong"] | None = None
+    sampler: Literal["heun", "dpmpp_2s", "ddim", "pingpong", "ctm"] | None = None
     """Without it the checkpoint's own."""
+    rho: float | None = None
+    """How the noise levels are spaced: 7 is Karras', 1000 almost even in their logarithm; without it the checkpoint's
+    own."""
+    full_depth: bool = False
+    """Run every block at every step, whatever the checkpoint's layer schedule says."""
     num_samples: int = 1
     """Variations."""
     tags: tuple[str, ...] = ()
     """field=value, as in mode=minor instrument=flute; a wrong one is answered with those there are."""
-    checkpoint: str = "presto-tiny"
+    checkpoint: str = DEFAULT_CHECKPOINT
     """One that ships with the package, a folder, or a hub id (owner/name)."""
     device: str | None = None
     """cpu or cuda; without it CUDA where there is one."""
@@ -94,6 +100,8 @@ def run(options: GenerateOptions) -> int:
             num_samples=options.num_samples,
             tags=tags,
             sampler=options.sampler,
+            rho=options.rho,
+            schedule=None if options.full_depth else "own",
             progress=not options.json,
             timings=options.json,
         )

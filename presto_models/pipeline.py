@@ -4,30 +4,33 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from presto_models.autoencoders import Autoencoder, load_autoencoder, save_autoencoder
+from presto_kernels import LayerSchedule
+from presto_models.autoencoders import Autoencoder, load_autoencoder
 from presto_models.checkpoint import CheckpointError, find_folder
-from presto_models.conditioning import Conditioning
+from presto_models.components import DIFFUSION_FILE, STEREO_FILE, find_component
 from presto_models.diffusion.sampling import Sampling
-from presto_models.diffusion_config import FILE, DiffusionConfig, load_diffusion, save_diffusion
+from presto_models.diffusion_config import DiffusionConfig, load_diffusion
 from presto_models.dit import DiT
 from presto_models.dit_config import DiTConfig
 from presto_models.engine import Engine, Plan
 from presto_models.random_weights import randomize_weights
-from presto_models.request import check_prompts, seeds_of_each, tags_of_each
-from presto_models.stereo import MonoToStereo, StereoConfig, load_stereo, save_stereo
+from presto_models.request import check_prompts, repeated, seeds_of_each, tags_of_each
+from presto_models.saving import save_pipeline
+from presto_models.stereo import MonoToStereo, StereoConfig, load_stereo
 from presto_models.text import Conditioner
 from presto_models.text.tags import Tags
 from presto_models.watching import Stopwatch, Timings, all_of, progress_bar
 
-AUTOENCODER_FILE, STEREO_FILE = "autoencoder.safetensors", "stereo.safetensors"
+Scheduled = LayerSchedule | None | Literal["own"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +87,7 @@ class PrestoPipeline:
             )
         self.config, self.dit, self.autoencoder = config, dit, autoencoder
         self.conditioner, self.stereo = conditioner, stereo
+        self._warned = False
         self.engine = Engine(
             config.denoiser(dit),
             autoencoder,
@@ -109,31 +113,34 @@ class PrestoPipeline:
             audio_dtype: of the autoencoder and the stereo module.
 
         Raises:
-            FileNotFoundError: no such checkpoint, or a component is missing.  CheckpointError: a file is cut short or
-            foreign, or components do not fit each other.
+            FileNotFoundError: no such checkpoint, or a component is missing, also in the base it is shared with.
+            CheckpointError: a file is cut short or foreign, or components do not fit each other.
         """
         folder, place = find_folder(name), _device(device)
-        config, dit, conditioner = load_diffusion(folder / FILE, device=place, dtype=dtype or _dtype(place))
-        autoencoder = load_autoencoder(folder / AUTOENCODER_FILE, device=place, dtype=audio_dtype)
-        stereo = None
-        if (folder / STEREO_FILE).exists():
-            stereo = load_stereo(folder / STEREO_FILE).to(device=place, dtype=audio_dtype)
+        config, dit, conditioner = load_diffusion(folder / DIFFUSION_FILE, device=place, dtype=dtype or _dtype(place))
+        autoencoder = load_autoencoder(folder, device=place, dtype=audio_dtype)
+        file = find_component(folder, STEREO_FILE)
+        stereo = None if file is None else load_stereo(file).to(device=place, dtype=audio_dtype)
         try:
             return cls(config, dit, autoencoder, conditioner=conditioner, stereo=stereo)
         except ValueError as error:
             raise CheckpointError(f"the components in {folder} do not fit each other: {error}") from error
 
-    def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
+    def save_pretrained(self, folder: str | os.PathLike[str], *, base: str | os.PathLike[str] | None = None) -> Path:
         """Write every component into ``folder``, in the dtypes they have; each file is whole or what it was before.
 
+        Args:
+            base: a checkpoint, as :meth:`from_pretrained` takes it.  The autoencoder and the stereo module are then
+                written only where they differ from its own, and are read from there; a folder is remembered by the way
+                to it, an absolute one as such.  None: the result stands alone, whatever this pipeline was loaded from.
+
         The text encoder is named and not stored.
+
+        Raises:
+            FileNotFoundError, ValueError: no such base, or one that cannot be shared with.  OSError: a file cannot be
+            written.
         """
-        folder = Path(folder)
-        save_diffusion(folder / FILE, self.config, self.dit, self.conditioner)
-        save_autoencoder(folder / AUTOENCODER_FILE, self.autoencoder)
-        if self.stereo is not None:
-            save_stereo(self.stereo, folder / STEREO_FILE)
-        return folder
+        return save_pipeline(self, folder, base=base)
 
     @classmethod
     def random(
@@ -204,6 +211,8 @@ class PrestoPipeline:
         num_samples: int = 1,
         tags: Tags | Sequence[Tags | None] | None = None,
         sampler: str | None = None,
+        rho: float | None = None,
+        schedule: Scheduled = "own",
         progress: bool = False,
         timings: bool = False,
     ) -> Generated:
@@ -212,7 +221,9 @@ class PrestoPipeline:
         Args:
             prompt: text; ``""`` is no text.
             seconds: cropped to ``round(seconds * sample_rate)`` samples, exactly.
-            steps, guidance, sampler: None: the checkpoint's own.  ``guidance=1`` is none.
+            steps, guidance, sampler, rho: None: the checkpoint's own.  ``guidance=1`` is none.  ``rho`` bends the noise
+                levels: 7 is Karras', larger ones are nearer to even in ln sigma.
+            schedule: how many blocks run at each noise level; None: all; ``"own"``: the checkpoint's.
             seed: sample i, counted over all prompts, has seed + i; or one for each sample; None: drawn.  See
                 ``Generated.seeds``.
             stereo: two channels, through the mono-to-stereo module (an autoencoder of two channels needs none, and
@@ -239,12 +250,21 @@ class PrestoPipeline:
         if num_samples < 1:
             raise ValueError(f"num_samples must be at least 1, got {num_samples}")
         batch = len(prompts) * num_samples
-        plan = self.plan(seconds, batch=batch, steps=steps, guidance=guidance, stereo=stereo, sampler=sampler)
+        plan = self.plan(
+            seconds,
+            batch=batch,
+            steps=steps,
+            guidance=guidance,
+            stereo=stereo,
+            sampler=sampler,
+            rho=rho,
+            schedule=schedule,
+        )
         seeds = seeds_of_each(seed, batch)
 
         watch = Stopwatch(self.device) if timings else None
         text = self.conditioner(prompts, each_tags)
-        conditioning = _repeated(text, num_samples, pooled=self.config.dit.pooled_dim > 0)
+        conditioning = repeated(text, num_samples, pooled=self.config.dit.pooled_dim > 0)
         if watch is not None:
             watch("prompt")
         rounds = 1 if self.engine.batched else batch
@@ -270,14 +290,35 @@ class PrestoPipeline:
         guidance: float | None = None,
         stereo: bool = False,
         sampler: str | None = None,
+        rho: float | None = None,
+        schedule: Scheduled = "own",
     ) -> Plan:
         """What the engine is to do; arguments as for a call, ``batch`` samples in all."""
         samples = self.samples(seconds)
-        sampling = self.config.sampling.changed(sampler=sampler, steps=steps, guidance=guidance)
+        sampling = self.config.sampling.changed(sampler=sampler, steps=steps, guidance=guidance, rho=rho)
+        kept = self.config.schedule if schedule == "own" else schedule
+        if not (kept is None or isinstance(kept, LayerSchedule)):
+            raise TypeError(f"schedule must be a LayerSchedule, None or 'own', got {kept!r}")
+        self.config.check(sampling, kept)
+        if guidance is not None:
+            self._warn_of_guidance(guidance)
         mono = self.autoencoder.audio_channels == 1
         if stereo and mono and self.stereo is None:
             raise ValueError("stereo=True needs a mono-to-stereo module, and this checkpoint has none")
-        return Plan(batch, self.autoencoder.latents_for(samples), sampling, self.config.schedule, stereo and mono)
+        return Plan(batch, self.autoencoder.latents_for(samples), sampling, kept, stereo and mono)
+
+    def _warn_of_guidance(self, guidance: float) -> None:
+        """Said once: guidance on top of what a student was distilled with."""
+        baked = None if self.config.dit.takes_guidance else self.config.guidance_baked
+        if baked is None or guidance == 1 or self._warned:
+            return
+        self._warned = True
+        warnings.warn(
+            f"this checkpoint was distilled from a teacher guided with {baked:g} and needs no guidance; guidance="
+            f"{guidance:g} runs classifier-free guidance on top of that, at twice the cost",
+            UserWarning,
+            stacklevel=3,
+        )
 
     def samples(self, seconds: float) -> int:
         """``round(seconds * sample_rate)``; ValueError where ``seconds`` is out of range."""
@@ -289,13 +330,6 @@ class PrestoPipeline:
         if longest is not None and seconds > longest:
             raise ValueError(f"seconds must be at most {longest:g}, which this checkpoint was made for, got {seconds}")
         return round(seconds * self.sample_rate)
-
-
-def _repeated(text: Conditioning, times: int, *, pooled: bool) -> Conditioning:
-    """Each prompt ``times`` times; without the pooled vector for a model that takes none."""
-    vector = text.pooled if pooled else None
-    parts = (None if t is None else t.repeat_interleave(times, 0) for t in (text.tokens, vector, text.lengths))
-    return Conditioning(*parts)  # type: ignore[arg-type]
 
 
 def _device(device: torch.device | str | None) -> torch.device:

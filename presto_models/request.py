@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 
+from presto_models.conditioning import Conditioning
 from presto_models.text.tags import Tags
 
 
@@ -43,3 +44,10 @@ def seeds_of_each(seed: int | Sequence[int] | None, batch: int) -> list[int]:
         if isinstance(each, bool) or not isinstance(each, int) or not -(2**63) <= each < 2**63:
             raise ValueError(f"seed must be an int in [-2^63, 2^63), for every sample, got {each!r}")
     return seeds
+
+
+def repeated(text: Conditioning, times: int, *, pooled: bool) -> Conditioning:
+    """Each prompt ``times`` times; without the pooled vector for a model that takes none."""
+    vector = text.pooled if pooled else None
+    parts = (None if t is None else t.repeat_interleave(times, 0) for t in (text.tokens, vector, text.lengths))
+    return Conditioning(*parts)  # type: ignore[arg-type]

@@ -13,8 +13,9 @@ from presto_models.autoencoders.oobleck import Oobleck
 from presto_models.autoencoders.oobleck_config import OobleckConfig
 from presto_models.autoencoders.spectral import SpectralAutoencoder, SpectralAutoencoderConfig
 from presto_models.checkpoint import CheckpointError, load_into, load_weights, save_weights
+from presto_models.components import AUTOENCODER_FILE, component
 
-KIND, FILE = "autoencoder", "autoencoder.safetensors"
+KIND = "autoencoder"
 _TYPES: dict[str, tuple[Any, Any]] = {
     "oobleck": (Oobleck, OobleckConfig),
     "spectral": (SpectralAutoencoder, SpectralAutoencoderConfig),
@@ -28,14 +29,19 @@ def save_autoencoder(path: str | os.PathLike[str], model: Autoencoder, *, dtype:
         raise TypeError(f"model must be one of {', '.join(_TYPES)}, got {type(model).__name__}")
     weights = {name: tensor if dtype is None else tensor.to(dtype) for name, tensor in model.state_dict().items()}
     config = {"type": names[0], **model.config.to_dict()}  # type: ignore[union-attr, operator]
-    return save_weights(_file(path, writing=True), weights, kind=KIND, config=config)
+    path = Path(path)
+    file = path if path.suffix == ".safetensors" else path / AUTOENCODER_FILE
+    return save_weights(file, weights, kind=KIND, config=config)
 
 
 def load_autoencoder(
     path: str | os.PathLike[str], *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
 ) -> Autoencoder:
-    """The autoencoder in a checkpoint's file or folder, for inference: ``eval()``, no gradients to its weights."""
-    file = _file(path)
+    """The autoencoder in a checkpoint's file or folder, for inference: ``eval()``, no gradients to its weights.
+
+    Of a folder without one it is that of the checkpoint's base (:func:`presto_models.components.component`).
+    """
+    file = component(path, AUTOENCODER_FILE) if Path(path).is_dir() else path
     weights, config = load_weights(file, kind=KIND)
     name = config.pop("type", None)
     if name not in _TYPES:
@@ -44,9 +50,3 @@ def load_autoencoder(
     model = model_type(config_type.from_dict(config))
     load_into(model, weights, source=file)
     return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
-
-
-def _file(path: str | os.PathLike[str], *, writing: bool = False) -> Path:
-    path = Path(path)
-    folder = path.suffix != ".safetensors" if writing else path.is_dir()
-    return path / FILE if folder else path

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from presto_models.distill.consistency import ConsistencyConfig, ConsistencyModel
+
+from presto_models.distill.dmd import PrestoS, StepConfig
 from presto_models.distill.layers import LayerConfig, PrestoL
 from presto_models.training.cli import TrainOptions, train
 
@@ -45,3 +47,8 @@ def run_presto_l(options: DistillOptions) -> int:
 def run_cm(options: DistillOptions) -> int:
     """A consistency model (2303.01469)."""
     return distill(options, "cm", ConsistencyConfig, ConsistencyModel)
+
+
+def run_presto_s(options: DistillOptions) -> int:
+    """Step distillation."""
+    return distill(options, "presto-s", StepConfig, PrestoS)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from presto_kernels import LayerSchedule, renoise
 from presto_models.autoencoders import Autoencoder, load_autoencoder
-from presto_models.checkpoint import CheckpointError, find_folder
+from presto_models.checkpoint import find_folder
+from presto_models.components import AUTOENCODER_FILE, find_component
 from presto_models.conditioning import Conditioning
 from presto_models.diffusion import EDM, ScheduledDenoiser, initial_noise
 from presto_models.diffusion.sampling import Sampling
@@ -248,10 +249,8 @@ class DistillTask(Task):
 
     def _autoencoder(self) -> Autoencoder | None:
         """The teacher's, to hear samples with; a teacher without one is looked at."""
-        try:
-            return load_autoencoder(find_folder(self.config.teacher) / "autoencoder.safetensors").requires_grad_(False)
-        except (FileNotFoundError, CheckpointError):
-            return None
+        path = find_component(find_folder(self.config.teacher), AUTOENCODER_FILE)
+        return None if path is None else load_autoencoder(path).requires_grad_(False)
 
     def _check(self) -> None:
         """Whether the teacher and the data fit each other and can be distilled; before anything is computed."""

@@ -100,6 +100,7 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
     """
     from presto_models.autoencoders import load_autoencoder
     from presto_models.checkpoint import find_folder
+    from presto_models.components import component_files
     from presto_models.pipeline import PrestoPipeline
 
     folder = find_folder(options.checkpoint)
@@ -110,8 +111,8 @@ def run(options: EvaluateOptions) -> dict[str, Any]:
         made = pipeline(prompts, seconds=options.seconds, steps=options.steps, guidance=options.guidance, seed=seed)
         return made.waveform, made.sample_rate
 
-    weights = {path.name: _sha256(path) for path in sorted(folder.glob("*.safetensors"))}
-    autoencoder = load_autoencoder(folder / "autoencoder.safetensors")
+    weights = {path.name: _sha256(path) for path in component_files(folder)}
+    autoencoder = load_autoencoder(folder)
     result = measure(options, generate, autoencoder, identity=weights)
     with written_beside(options.out) as beside:
         beside.write_text(json.dumps(result, indent=1))

@@ -1,5 +1,6 @@
 """The command, from its options to files."""
 
+import itertools
 import json
 import os
 import resource
@@ -12,6 +13,7 @@ import torch
 from small_pipeline import WordEncoder, small_pipeline
 
 from presto_models import generate, pipeline
+from presto_models.checkpoint import SHIPPED
 from presto_models.generate import GenerateOptions, run
 from presto_models.plots import plot_audio
 
@@ -55,6 +57,37 @@ def test_json_and_several_samples_and_plots(tmp_path, checkpoint, capsys):
         with open(path, "rb") as file:
             assert file.read(8) == b"\x89PNG\r\n\x1a\n"
     assert sorted(os.listdir(tmp_path)) == ["out-1.flac", "out-2.flac", "picture-1.png", "picture-2.png", "small"]
+
+
+@pytest.fixture
+def student(checkpoint, tmp_path):
+    """Distilled from ``checkpoint`` with a scale of 2, its autoencoder and stereo module those of ``checkpoint``."""
+    pupil = small_pipeline(sampler="pingpong", steps=4, guidance=1.0, guidance_baked=2.0)
+    return str(pupil.save_pretrained(tmp_path / "student", base=checkpoint))
+
+
+@pytest.mark.parametrize("steps", [1, 2, 8])
+def test_a_student_with_other_steps(tmp_path, student, steps, capsys):
+    assert sorted(os.listdir(student)) == ["diffusion.safetensors"]
+    options = {"checkpoint": student, "out": tmp_path / "out.wav", "stereo": True, "json": True, **MAKE}
+    music = []
+    for changes in ({}, {"steps": steps}, {"steps": steps, "rho": 1000.0}, {"steps": steps, "full_depth": True}):
+        assert run(GenerateOptions(**options, **changes)) == 0
+        printed, errors = capsys.readouterr()
+        assert json.loads(printed)["model_calls"] == changes.get("steps", 4) and "distilled" not in errors
+        music.append(soundfile.read(tmp_path / "out.wav")[0])
+    for one, other in itertools.combinations(music, 2):
+        # A single step is at the highest level however the levels are spaced.
+        assert (one != other).any() or (steps == 1 and one is music[1] and other is music[2])
+
+
+def test_guidance_of_a_student_is_noted_once(tmp_path, student, capsys):
+    run(GenerateOptions(checkpoint=student, out=tmp_path / "out.wav", guidance=3.0, num_samples=2, **MAKE))
+    assert capsys.readouterr().err.count("distilled from a teacher guided with 2") == 1
+
+
+def test_what_it_plays_unless_it_is_told_ships():
+    assert (SHIPPED / GenerateOptions("").checkpoint / "diffusion.safetensors").is_file()
 
 
 def test_the_same_seed_gives_the_same_file(tmp_path, checkpoint):

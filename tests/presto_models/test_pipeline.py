@@ -2,16 +2,20 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from small_models import small_config
 from small_pipeline import WordEncoder, same, small_pipeline
 
-from presto_models import Conditioning
+from presto_kernels import LayerSchedule
+from presto_models import Conditioning, karras_sigmas
 from presto_models.checkpoint import CheckpointError, load_weights, save_weights
+from presto_models.diffusion.sampling import Sampling
 from presto_models.diffusion_config import DiffusionConfig, load_diffusion
 from presto_models.pipeline import PrestoPipeline
 
@@ -48,8 +52,67 @@ def test_model_calls(sampler, calls):
 def test_the_checkpoints_own_settings_are_the_default():
     own = PIPELINE("organ", seconds=0.1, seed=0)
     assert torch.equal(own.waveform, PIPELINE("organ", seconds=0.1, seed=0, steps=3, guidance=2.0).waveform)
-    for other in ({"steps": 4}, {"guidance": 3.0}, {"sampler": "ddim"}, {"tags": {"mode": "minor"}}):
+    others = [{"steps": 4}, {"guidance": 3.0}, {"sampler": "ddim"}, {"tags": {"mode": "minor"}}]
+    for other in (*others, {"rho": 100.0}, {"schedule": None}):
         assert not torch.equal(own.waveform, PIPELINE("organ", seconds=0.1, seed=0, **other).waveform), other
+
+
+def blocks_run(pipeline, **changes):
+    """How many blocks a generation runs, in all."""
+    ran = []
+    hooks = [block.mlp.register_forward_pre_hook(lambda *_: ran.append(1)) for block in pipeline.dit.blocks]
+    pipeline("organ", **({"seconds": 0.1, "seed": 0} | changes))
+    for hook in hooks:
+        hook.remove()
+    return len(ran)
+
+
+def test_every_block_or_those_of_another_schedule():
+    student = small_pipeline(sampler="pingpong", steps=4, guidance=1.0)  # 80, 17.5, 2.5, 0.2
+    assert blocks_run(student) == blocks_run(student, schedule=student.config.schedule) == 3 + 5 + 5 + 6
+    assert blocks_run(student, schedule=None) == 4 * 6
+    assert blocks_run(student, schedule=LayerSchedule(6, (), (2,))) == 4 * 2
+    full = student("organ", seconds=0.1, seed=0, schedule=None).waveform
+    assert torch.equal(full, student("organ", seconds=0.1, seed=0, schedule=LayerSchedule.full(6)).waveform)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 8])
+def test_a_student_is_rescheduled(steps):
+    student = small_pipeline(sampler="pingpong", steps=4, guidance=1.0)
+    for rho in (7.0, 1000.0):
+        plan = student.plan(0.1, steps=steps, rho=rho)
+        assert plan.sampling.sigmas == karras_sigmas(steps, rho=rho, spacing="interval")
+        made = student("organ", seconds=0.1, seed=0, steps=steps, rho=rho)
+        assert made.model_calls == steps and made.waveform.isfinite().all()
+
+
+def test_guidance_on_top_of_a_teachers_is_said_once(recwarn):
+    make = {"prompt": "organ", "seconds": 0.1, "seed": 0, "steps": 1}
+    student = small_pipeline(sampler="pingpong", guidance=1.0, guidance_baked=2.5)
+    student(**make)
+    student(**make, guidance=1.0)
+    assert not recwarn
+    with pytest.warns(UserWarning, match=r"teacher guided with 2\.5.*guidance=3 runs classifier-free"):
+        student(**make, guidance=3.0)
+    told = small_config(takes_guidance=True)
+    for other in (student, small_pipeline(), small_pipeline(dit=told, guidance_baked=2.5)):
+        other(**make, guidance=3.0)
+    assert not recwarn
+
+
+def test_a_student_that_takes_the_scale_is_called_once():
+    told = small_pipeline(sampler="pingpong", dit=small_config(takes_guidance=True))
+    assert blocks_run(told, guidance=3.0, schedule=None, steps=2) == 2 * 6
+    two, three = (told("organ", seconds=0.1, seed=0, guidance=scale).waveform for scale in (2.0, 3.0))
+    assert not torch.equal(two, three) and torch.equal(two, told("organ", seconds=0.1, seed=0).waveform)
+
+
+def test_a_consistency_trajectory_model_plays_with_any_sampler_that_jumps():
+    config = small_config(takes_sigma_to=True)
+    sampling = Sampling("ctm", 3, spacing="interval", gamma=1.0)
+    pipeline = small_pipeline(dit=config, parameterization="ctm", sampling=sampling)
+    jumping, pingpong = (pipeline("organ", seconds=0.1, seed=0, sampler=name).waveform for name in ("ctm", "pingpong"))
+    assert torch.equal(jumping, pingpong)  # gamma = 1 jumps to the clean latents each time
 
 
 @pytest.mark.parametrize("sampler", ["heun", "pingpong"])
@@ -138,6 +201,10 @@ def test_progress_is_a_bar_on_a_terminal(capsys, monkeypatch):
         ({"steps": 0}, ValueError, "steps must be at least 1"),
         ({"sampler": "euler"}, ValueError, "sampler must be one of"),
         ({"guidance": float("inf")}, ValueError, "guidance must be"),
+        ({"rho": 0.0}, ValueError, "rho must be from"),
+        ({"schedule": LayerSchedule.default(8)}, ValueError, "schedule must be made for the model's 6 blocks"),
+        ({"schedule": "full"}, TypeError, "schedule must be a LayerSchedule, None or 'own'"),
+        ({"sampler": "ctm"}, ValueError, "sampler 'ctm' is for"),
         ({"seed": 2**63}, ValueError, "seed must be an int in"),
         ({"seed": 2**63 - 1, "num_samples": 2}, ValueError, "for every sample"),
         ({"seed": [1, 2]}, ValueError, "one for each of the 1 samples"),
@@ -212,6 +279,35 @@ def test_a_config_is_plain_json():
     least = {name: written[name] for name in ("dit", "latents")}
     config = DiffusionConfig.from_dict(least)
     assert (config.sigma_data, config.text, config.schedule, config.max_seconds) == (0.5, None, None, None)
+    assert (config.base, config.guidance_baked, config.parameterization) == (None, None, "edm")
+
+
+def test_a_students_config_is_plain_json_too():
+    sampling = Sampling("ctm", 4, 3.0, spacing="interval", gamma=0.5)
+    dit = replace(PIPELINE.config.dit, takes_sigma_to=True)
+    config = replace(
+        PIPELINE.config, dit=dit, sampling=sampling, base="presto-tiny", guidance_baked=3.0, parameterization="ctm"
+    )
+    assert DiffusionConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"base": ""}, "base must name a checkpoint"),
+        ({"base": 3}, "base must name a checkpoint"),
+        ({"guidance_baked": -1.0}, "guidance_baked must be"),
+        ({"guidance_baked": math.nan}, "guidance_baked must be"),
+        ({"parameterization": "vp"}, "parameterization must be one of edm, cm, ctm"),
+        ({"parameterization": "ctm"}, "needs a DiT with takes_sigma_to"),
+        ({"sampling": Sampling("ctm")}, "sampler 'ctm' is for"),
+        ({"schedule": LayerSchedule.default(8)}, "6 blocks and keep_last 1, got 8 and 1"),
+    ],
+    ids=str,
+)
+def test_configs_that_do_not_fit(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(PIPELINE.config, **changes)
 
 
 def test_checkpoints_that_are_broken(tmp_path, words):
