@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from presto_models.distill.consistency import ConsistencyConfig, ConsistencyModel
-
 from presto_models.distill.dmd import PrestoS, StepConfig
 from presto_models.distill.layers import LayerConfig, PrestoL
 from presto_models.training.cli import TrainOptions, train
