@@ -21,7 +21,6 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     ),
     "distill presto-l": ("presto_models.distill.cli", "PrestoLOptions", "fewer layers where there is more noise"),
     "distill presto-s": ("presto_models.distill.cli", "PrestoSOptions", "few steps, by distribution matching"),
-    "distill presto-ls": ("presto_models.distill.cli", "PrestoLSOptions", "few steps of few layers: both of these"),
     "distill ase": ("presto_models.distill.cli", "AseOptions", "the last layers dropped: what Presto-L is measured by"),
     "distill cm": ("presto_models.distill.cli", "CmOptions", "few steps, by consistency"),
     "data render": ("presto_models.data.render", "RenderOptions", "public-domain scores to audio with captions"),
