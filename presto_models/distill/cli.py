@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from presto_models.distill.consistency import ConsistencyConfig, ConsistencyModel
 from presto_models.distill.dmd import PrestoS, StepConfig
 from presto_models.distill.layers import LayerConfig, PrestoL
 from presto_models.training.cli import TrainOptions, train
@@ -40,6 +41,11 @@ def run_ase(options: DistillOptions) -> int:
 def run_presto_l(options: DistillOptions) -> int:
     """Layer dropping of interior blocks."""
     return distill(options, "presto-l", LayerConfig, PrestoL)
+
+
+def run_cm(options: DistillOptions) -> int:
+    """A consistency model (2303.01469)."""
+    return distill(options, "cm", ConsistencyConfig, ConsistencyModel)
 
 
 def run_presto_s(options: DistillOptions) -> int:

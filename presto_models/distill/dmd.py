@@ -27,10 +27,11 @@ from torch import Tensor, nn
 
 from presto_kernels import LayerSchedule
 from presto_models.checkpoint import find_folder
+from presto_models.components import DIFFUSION_FILE
 from presto_models.conditioning import Conditioning
 from presto_models.diffusion import EDM, edm_loss_weight
 from presto_models.diffusion.sampling import Sampling
-from presto_models.diffusion_config import FILE, DiffusionConfig, load_diffusion
+from presto_models.diffusion_config import DiffusionConfig, load_diffusion
 from presto_models.distill.discriminator import SHORTEST, Discriminator, discriminator_loss, generator_loss
 from presto_models.distill.draws import check_cleanest, check_strata, inference_sigmas, stratified, training_sigmas
 from presto_models.distill.layers import check_share, train_what_runs
@@ -349,7 +350,7 @@ class PrestoS(DistillTask):
         config, schedule = self.config, None
         self.student = self.teacher.student()
         if config.start is not None:
-            started, dit, _ = load_diffusion(find_folder(config.start) / FILE)
+            started, dit, _ = load_diffusion(find_folder(config.start) / DIFFUSION_FILE)
             if replace(dit.config, keep_last=0) != replace(self.teacher.config.dit, keep_last=0):
                 raise ValueError(
                     f"start {config.start!r} is a model of {dit.config}, the teacher {config.teacher!r} of "

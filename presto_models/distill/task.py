@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from presto_kernels import LayerSchedule, renoise
 from presto_models.autoencoders import Autoencoder, load_autoencoder
-from presto_models.checkpoint import CheckpointError, find_folder
+from presto_models.checkpoint import find_folder
+from presto_models.components import AUTOENCODER_FILE, find_component
 from presto_models.conditioning import Conditioning
 from presto_models.diffusion import EDM, ScheduledDenoiser, initial_noise
 from presto_models.diffusion.sampling import Sampling
@@ -73,7 +74,7 @@ class DistillBatch(Examples):
     budgets: list[int] | None = None
     seen: dict[str, Tensor] = field(default_factory=dict)
 
-    def to(self, device: torch.device) -> DistillBatch:
+    def to(self, device: torch.device) -> Self:
         """The same on ``device``."""
         return replace(super().to(device), sigmas={name: sigma.to(device) for name, sigma in self.sigmas.items()})
 
@@ -193,6 +194,7 @@ class DistillTask(Task):
                 self.student,
                 conditioning,
                 sigmas=sampling.levels,
+                sigma_to=sampling.targets,
                 schedule=described.schedule,
                 guidance=sampling.guidance,
                 length=latents,
@@ -201,7 +203,7 @@ class DistillTask(Task):
             shape = (len(prompts), latents, self.teacher.config.dit.in_channels)
             x = sampling.sigmas[0] * initial_noise(shape, seed=seed, device=self.device)
             for index in range(sampling.steps):
-                x = sampling.step(denoise, x, index, seed=seed)
+                x = sampling.step(denoise, x, index, seed=seed, boundary_sigma=self.student.boundary_sigma)
         return x
 
     def sample(self) -> Samples:
@@ -247,10 +249,8 @@ class DistillTask(Task):
 
     def _autoencoder(self) -> Autoencoder | None:
         """The teacher's, to hear samples with; a teacher without one is looked at."""
-        try:
-            return load_autoencoder(find_folder(self.config.teacher) / "autoencoder.safetensors").requires_grad_(False)
-        except (FileNotFoundError, CheckpointError):
-            return None
+        path = find_component(find_folder(self.config.teacher), AUTOENCODER_FILE)
+        return None if path is None else load_autoencoder(path).requires_grad_(False)
 
     def _check(self) -> None:
         """Whether the teacher and the data fit each other and can be distilled; before anything is computed."""
@@ -268,7 +268,12 @@ class DistillTask(Task):
                 f"standard deviations away from what {config.teacher!r} was trained on; encode the audio with its own "
                 "autoencoder (data encode)"
             )
-        if teacher.dit.takes_guidance or teacher.dit.takes_sigma_to or teacher.sampling.sampler == "pingpong":
+        if (
+            teacher.dit.takes_guidance
+            or teacher.guidance_baked is not None
+            or teacher.parameterization != "edm"
+            or teacher.sampling.sampler == "pingpong"
+        ):
             raise ValueError(f"teacher {config.teacher!r} is a distilled student itself; give the model it came from")
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from presto_models.checkpoint import find_folder, load_into, save_weights
-from presto_models.components import lender
+from presto_models.components import DIFFUSION_FILE, lender
 from presto_models.diffusion.edm import EDM
-from presto_models.diffusion_config import FILE, KIND, DiffusionConfig, load_diffusion
+from presto_models.diffusion_config import KIND, DiffusionConfig, load_diffusion
 from presto_models.dit import DiT
 from presto_models.text import Conditioner
 
@@ -41,7 +41,7 @@ class Teacher:
         Raises:
             FileNotFoundError: there is none.  CheckpointError: it is damaged.  ValueError: it has no text encoder.
         """
-        config, dit, conditioner = load_diffusion(find_folder(name) / FILE)
+        config, dit, conditioner = load_diffusion(find_folder(name) / DIFFUSION_FILE)
         if conditioner is None:
             raise ValueError(f"teacher {str(name)!r} has no text encoder, so there is nothing to condition students on")
         return cls(str(name), config, dit, conditioner)
@@ -77,4 +77,4 @@ class Teacher:
         stored = {f"dit.{name}": tensor.to(torch.bfloat16) for name, tensor in weights.items()}
         own = self.conditioner.state_dict().items()
         stored |= {f"conditioner.{name}": tensor.to(torch.bfloat16) for name, tensor in own}
-        return save_weights(folder / FILE, stored, kind=KIND, config=config.to_dict())
+        return save_weights(folder / DIFFUSION_FILE, stored, kind=KIND, config=config.to_dict())
