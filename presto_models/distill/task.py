@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -74,7 +74,7 @@ class DistillBatch(Examples):
     budgets: list[int] | None = None
     seen: dict[str, Tensor] = field(default_factory=dict)
 
-    def to(self, device: torch.device) -> DistillBatch:
+    def to(self, device: torch.device) -> Self:
         """The same on ``device``."""
         return replace(super().to(device), sigmas={name: sigma.to(device) for name, sigma in self.sigmas.items()})
 
@@ -194,6 +194,7 @@ class DistillTask(Task):
                 self.student,
                 conditioning,
                 sigmas=sampling.levels,
+                sigma_to=sampling.targets,
                 schedule=described.schedule,
                 guidance=sampling.guidance,
                 length=latents,
@@ -202,7 +203,7 @@ class DistillTask(Task):
             shape = (len(prompts), latents, self.teacher.config.dit.in_channels)
             x = sampling.sigmas[0] * initial_noise(shape, seed=seed, device=self.device)
             for index in range(sampling.steps):
-                x = sampling.step(denoise, x, index, seed=seed)
+                x = sampling.step(denoise, x, index, seed=seed, boundary_sigma=self.student.boundary_sigma)
         return x
 
     def sample(self) -> Samples:
@@ -267,7 +268,12 @@ class DistillTask(Task):
                 f"standard deviations away from what {config.teacher!r} was trained on; encode the audio with its own "
                 "autoencoder (data encode)"
             )
-        if teacher.dit.takes_guidance or teacher.dit.takes_sigma_to or teacher.sampling.sampler == "pingpong":
+        if (
+            teacher.dit.takes_guidance
+            or teacher.guidance_baked is not None
+            or teacher.parameterization != "edm"
+            or teacher.sampling.sampler == "pingpong"
+        ):
             raise ValueError(f"teacher {config.teacher!r} is a distilled student itself; give the model it came from")
 
 
