@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from presto_models.distill.consistency import ConsistencyConfig, ConsistencyModel
-
 from presto_models.distill.dmd import PrestoS, StepConfig
 from presto_models.distill.layers import LayerConfig, PrestoL
+from presto_models.distill.trajectory import ConsistencyTrajectoryModel, TrajectoryConfig
 from presto_models.training.cli import TrainOptions, train
 
 
@@ -47,6 +47,11 @@ def run_presto_l(options: DistillOptions) -> int:
 def run_cm(options: DistillOptions) -> int:
     """A consistency model (2303.01469)."""
     return distill(options, "cm", ConsistencyConfig, ConsistencyModel)
+
+
+def run_ctm(options: DistillOptions) -> int:
+    """A consistency trajectory model (2310.02279)."""
+    return distill(options, "ctm", TrajectoryConfig, ConsistencyTrajectoryModel)
 
 
 def run_presto_s(options: DistillOptions) -> int:
