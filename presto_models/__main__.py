@@ -14,8 +14,19 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "train autoencoder": ("presto_models.training.autoencoder", "TrainAutoencoderOptions", "train an autoencoder"),
     "train stereo": ("presto_models.training.stereo", "TrainStereoOptions", "train a mono-to-stereo module"),
     "train diffusion": ("presto_models.training.diffusion", "TrainDiffusionOptions", "train a diffusion model"),
+    "distill presto-ls": (
+        "presto_models.distill.cli",
+        "PrestoLSOptions",
+        "few steps of few layers: both of these",
+    ),
+    "distill presto-l": ("presto_models.distill.cli", "PrestoLOptions", "fewer layers where there is more noise"),
+    "distill presto-s": ("presto_models.distill.cli", "PrestoSOptions", "few steps, by distribution matching"),
+    "distill presto-ls": ("presto_models.distill.cli", "PrestoLSOptions", "few steps of few layers: both of these"),
+    "distill ase": ("presto_models.distill.cli", "AseOptions", "the last layers dropped: what Presto-L is measured by"),
+    "distill cm": ("presto_models.distill.cli", "CmOptions", "few steps, by consistency"),
     "data render": ("presto_models.data.render", "RenderOptions", "public-domain scores to audio with captions"),
     "data encode": ("presto_models.data.encode", "EncodeOptions", "audio with captions to latents"),
+    "evaluate methods": ("presto_models.metrics.methods", "MethodsOptions", "one table of many ways to generate"),
     "evaluate": ("presto_models.metrics.evaluate", "EvaluateOptions", "how good a checkpoint is, on held-out pieces"),
 }
 

@@ -71,6 +71,17 @@ def base_of(folder: str | os.PathLike[str]) -> str | None:
     return load_config(path, kind="diffusion").get("base") if path.is_file() else None
 
 
+def lender(name: str | os.PathLike[str]) -> str:
+    """The ``base`` of a checkpoint that is to have the components of ``name``: its name, or the whole path of a folder;
+    where ``name`` has them from a base of its own, that one."""
+    folder = find_folder(name)
+    second = base_of(folder)
+    if second is not None and not any((folder / file).is_file() for file in SHARED):
+        local = folder / second
+        return str(local.resolve()) if local.is_dir() else second
+    return str(folder.resolve()) if Path(name).is_dir() else str(name)
+
+
 def find_base(folder: str | os.PathLike[str], base: str) -> Path:
     """The folder of ``base``, as the checkpoint in ``folder`` names it: a folder relative to that one or absolute, a
     shipped checkpoint, or a hub id, of which what can be shared is downloaded.

@@ -13,13 +13,14 @@ import torch
 
 from presto_kernels import LayerSchedule
 from presto_models.checkpoint import CheckpointError, load_into, load_weights, save_weights
+from presto_models.components import DIFFUSION_FILE
 from presto_models.diffusion import EDM
 from presto_models.diffusion.sampling import Sampling
 from presto_models.dit import DiT
 from presto_models.dit_config import DiTConfig
 from presto_models.text import Conditioner
 
-KIND = "diffusion"
+KIND, FILE = "diffusion", DIFFUSION_FILE
 Parameterization = Literal["edm", "cm", "ctm"]
 
 

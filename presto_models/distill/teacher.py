@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from presto_models.checkpoint import find_folder, load_into, save_weights
-from presto_models.components import DIFFUSION_FILE
+from presto_models.components import DIFFUSION_FILE, lender
 from presto_models.diffusion.edm import EDM
 from presto_models.diffusion_config import KIND, DiffusionConfig, load_diffusion
 from presto_models.dit import DiT
@@ -63,7 +63,7 @@ class Teacher:
     @property
     def base(self) -> str:
         """Where a student's checkpoint finds its other components: the name, or the whole path of a folder."""
-        return str(Path(self.name).resolve()) if Path(self.name).is_dir() else self.name
+        return lender(self.name)
 
     def normalisation(self) -> tuple[Tensor, Tensor]:
         """(mean, std) of the latents, ``[C]`` each."""

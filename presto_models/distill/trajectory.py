@@ -17,7 +17,7 @@ ours.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from presto_models.conditioning import Conditioning
 from presto_models.diffusion import EDM, ctm_jump, edm_loss_weight
 from presto_models.diffusion.sampling import Sampling
-from presto_models.diffusion_config import DiffusionConfig
 from presto_models.distill.consistency import ConsistencyBatch, ConsistencyConfig, ConsistencyTask, distance
 from presto_models.distill.draws import training_sigmas
 from presto_models.distill.target import Target

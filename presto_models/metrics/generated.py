@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from presto_models.components import component_files
 from presto_models.data.audio_files import write_audio
 from presto_models.files import written_beside
 
@@ -28,6 +30,8 @@ def generate_clips(
     batch: int,
 ) -> Iterator[Path]:
     """One 16-bit wav a prompt, ``0000.wav`` and so on; yields each path as soon as it is there.
+
+    A clip beyond full scale is made quieter to fit, as `generate` does: clipping would be heard as noise.
 
     A batch of prompts is made together, from seed + the number of its first one.  A batch that is on disk already,
     made with the same ``settings``, prompts and seed, is not made again; what was made otherwise is replaced.
@@ -52,10 +56,19 @@ def generate_clips(
             if not torch.isfinite(waveforms).all():
                 raise ValueError(f"generate gave values that are not finite for {some}")
             for path, waveform in zip(paths, waveforms, strict=True):
-                write_audio(path, waveform, sample_rate)
+                write_audio(path, waveform / waveform.abs().max().clamp_min(1), sample_rate)
             with written_beside(note) as beside:
                 beside.write_text(json.dumps(made_with))
         yield from paths
+
+
+def weights_sha256(folder: Path) -> dict[str, str]:
+    """What tells one checkpoint from another: the hash of each file it is made of, its base's too, by name."""
+    hashes = {}
+    for path in component_files(folder):
+        with path.open("rb") as file:
+            hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
 
 
 def _read_json(path: Path) -> Any:

@@ -10,7 +10,7 @@ from small_pipeline import WordEncoder, small_pipeline
 
 from presto_models.autoencoders import load_autoencoder
 from presto_models.checkpoint import SHIPPED, CheckpointError, load_config, load_weights, save_weights
-from presto_models.components import component, component_files, find_component
+from presto_models.components import component, component_files, find_component, lender
 from presto_models.pipeline import PrestoPipeline
 
 AUTOENCODER, DIFFUSION, STEREO = ALL = ("autoencoder.safetensors", "diffusion.safetensors", "stereo.safetensors")
@@ -187,6 +187,20 @@ def test_bases_of_bases_are_refused(tmp_path, teacher):
     rebase(second, ".")
     with pytest.raises(CheckpointError, match="names itself as its base"):
         load(second)
+
+
+def test_who_lends_to_a_student_of_a_student(tmp_path, teacher, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    student = make_student()
+    assert lender("teacher") == lender(teacher) == str(teacher.resolve())
+    assert lender("presto-tiny") == "presto-tiny"
+    for base in ("teacher", teacher):
+        assert lender(student.save_pretrained("student", base=base)) == str(teacher.resolve())
+    rebase(tmp_path / "student", "presto-tiny")
+    assert lender("student") == "presto-tiny"
+    # One that has components of its own is not passed over.
+    shutil.copy(teacher / AUTOENCODER, "student")
+    assert lender("student") == str((tmp_path / "student").resolve())
 
 
 def test_bases_that_cannot_be_shared_with(tmp_path, teacher):
