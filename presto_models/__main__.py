@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "distill presto-s": ("presto_models.distill.cli", "PrestoSOptions", "few steps, by distribution matching"),
     "distill ase": ("presto_models.distill.cli", "AseOptions", "the last layers dropped: what Presto-L is measured by"),
     "distill cm": ("presto_models.distill.cli", "CmOptions", "few steps, by consistency"),
+    "distill ctm": ("presto_models.distill.cli", "CtmOptions", "any jump along a trajectory, by consistency"),
     "data render": ("presto_models.data.render", "RenderOptions", "public-domain scores to audio with captions"),
     "data encode": ("presto_models.data.encode", "EncodeOptions", "audio with captions to latents"),
     "evaluate methods": ("presto_models.metrics.methods", "MethodsOptions", "one table of many ways to generate"),
