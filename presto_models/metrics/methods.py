@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -110,7 +111,7 @@ def measure(options: MethodsOptions, rows: Sequence[Row], players: Players, tagg
             try:
                 entry |= measuring.row(row, players.load(row), entry["weights"])
             except (ValueError, FileNotFoundError) as error:  # of this checkpoint; a full disk ends the run
-                entry["left_out"] = str(error)
+                entry["left_out"] = _reason(error)
             else:
                 del entry["left_out"]
         table.write()
@@ -167,7 +168,7 @@ class _Table:
             try:
                 entry["weights"] = players.weights(row)
             except (FileNotFoundError, ValueError) as error:
-                entry["left_out"] = str(error)
+                entry["left_out"] = _reason(error)
                 continue
             entry["key"] = _digest([self.common, entry["weights"], row.settings()])
             known = earlier.get(row.name, {})
@@ -231,6 +232,11 @@ def _command(options: MethodsOptions) -> str:
 
 def _relative(path: str) -> str:
     return Path(path).name if Path(path).is_absolute() else path
+
+
+def _reason(error: Exception) -> str:
+    """What it says, with files by their names: the results are read on other machines."""
+    return re.sub(r"/(?:[^\s'\"/]+/)+", "", str(error))
 
 
 def _digest(values: Any) -> str:

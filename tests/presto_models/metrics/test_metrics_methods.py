@@ -96,7 +96,7 @@ class Troupe:
 
     def weights(self, row):
         if row.checkpoint == "missing":
-            raise FileNotFoundError("no checkpoint 'missing'")
+            raise FileNotFoundError("no checkpoint '/some/folder/missing'")
         return {"diffusion.safetensors": row.checkpoint}
 
     def load(self, row):
