@@ -23,7 +23,7 @@ RUNS = {  # what two processes split once more into micro-batches, and what thei
     "presto-s": {"crops": [{"latents": 64, "batch": 8}], "strata": 2, "relativistic": True, "head_blocks": [0, 2]},
     "presto-ls": {"crops": [{"latents": 64, "batch": 16}]},
 }
-STRATEGIES = {method: ("ddp", "fsdp2") for method in RUNS} | {"ase": ("fsdp2",)}
+STRATEGIES = dict.fromkeys(RUNS, ("ddp", "fsdp2")) | {"ase": ("fsdp2",)}
 
 
 def state(folder, step):
@@ -32,9 +32,7 @@ def state(folder, step):
 
 def validation(folder):
     records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [
-        value for record in records for name, value in sorted(record.items()) if name.startswith("validation/")
-    ]
+    return [value for record in records for name, value in sorted(record.items()) if name.startswith("validation/")]
 
 
 @pytest.mark.slow
