@@ -144,7 +144,12 @@ def _time(
     for name, parts in times.items():
         faster = speedup(times[first]["pipeline_ms"], parts["pipeline_ms"]).as_dict() if first in times else None
         medians = {part: median(values) for part, values in parts.items()}
-        table.entries[name]["time"] = medians | {"speedup": faster, "over": first, "rounds": options.time_rounds}
+        table.entries[name]["time"] = medians | {
+            "speedup": faster,
+            "over": first,
+            "rounds": options.time_rounds,
+            "device": table.meta["device"],
+        }
     table.write()
 
 
