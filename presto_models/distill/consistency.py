@@ -210,7 +210,7 @@ class ConsistencyTask(DistillTask):
         scales: list[float],
     ) -> ConsistencyBatch:
         path = torch.tensor(paths)
-        sigmas = {"start": path[:, 0], "walk's end": path[:, -1]}
+        sigmas = {"t": path[:, 0], "u": path[:, -1]}
         sigmas |= {name: torch.tensor([other[name] for other in others]) for name in others[0]}
         return ConsistencyBatch(**(vars(batch) | {"sigmas": sigmas}), path=path, guidance=torch.tensor(scales))
 
@@ -234,6 +234,8 @@ class ConsistencyLoss(nn.Module):
 class ConsistencyModel(ConsistencyTask):
     """A consistency model of the teacher: one call gives clean latents, several with new noise between better ones."""
 
+    parameterization = "cm"
+
     def __init__(self, config: ConsistencyConfig) -> None:
         super().__init__(config)
         self.table = self.table[:-1]  # down to sigma_min, where it is x itself
@@ -256,12 +258,9 @@ class ConsistencyModel(ConsistencyTask):
         x_t, x_u = self.walked(batch, conditioning)
         guidance = batch.guidance if self.config.told else None
         with self.low_precision():
-            losses, squares = module(x_t, batch.path[:, 0], x_u, batch.path[:, -1], conditioning, guidance)
+            losses, squares = module(x_t, batch.sigmas["t"], x_u, batch.sigmas["u"], conditioning, guidance)
         batch.seen = {"loss": losses.detach(), "mean square": squares}
         return {"consistency": losses}
 
     def sampling(self) -> Sampling:
         return self.few_steps("pingpong")
-
-    def described(self) -> DiffusionConfig:
-        return replace(super().described(), parameterization="cm")

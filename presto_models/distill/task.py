@@ -17,7 +17,7 @@ from presto_models.components import AUTOENCODER_FILE, find_component
 from presto_models.conditioning import Conditioning
 from presto_models.diffusion import EDM, ScheduledDenoiser, initial_noise
 from presto_models.diffusion.sampling import Sampling
-from presto_models.diffusion_config import DiffusionConfig
+from presto_models.diffusion_config import DiffusionConfig, Parameterization
 from presto_models.distill.teacher import Teacher
 from presto_models.metrics.frechet import frechet_distance, gaussian
 from presto_models.training.audio import signed
@@ -90,6 +90,7 @@ class DistillTask(Task):
     """
 
     student: EDM
+    parameterization: Parameterization = "edm"
 
     def __init__(self, config: DistillConfig) -> None:
         self.config: Any = config
@@ -167,6 +168,7 @@ class DistillTask(Task):
         return replace(
             config,
             dit=self.student.dit.config,  # type: ignore[arg-type]
+            parameterization=self.parameterization,
             sampling=self.sampling(),
             schedule=self.schedule(),
             max_seconds=self.config.max_seconds or config.max_seconds,
