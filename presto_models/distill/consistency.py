@@ -27,7 +27,7 @@ from presto_models.distill.ode import guided, heun_step
 from presto_models.distill.target import Target
 from presto_models.distill.task import DistillBatch, DistillConfig, DistillTask
 from presto_models.training.audio import signed
-from presto_models.training.seeding import derived_seed, generator
+from presto_models.training.seeding import derived_seed, generator, seeded_weights
 from presto_models.training.task import DivergedError, Player, shares
 
 DISTANCES = ("l2", "huber")
@@ -239,7 +239,8 @@ class ConsistencyModel(ConsistencyTask):
     def __init__(self, config: ConsistencyConfig) -> None:
         super().__init__(config)
         self.table = self.table[:-1]  # down to sigma_min, where it is x itself
-        copy = self.teacher.student(takes_guidance=config.told)
+        with seeded_weights(self.seed):
+            copy = self.teacher.student(takes_guidance=config.told)
         self.student = EDM(copy.dit, copy.sigma_data, boundary_sigma=self.lowest)
         self.play(ConsistencyLoss(config, self.student))
 

@@ -351,11 +351,7 @@ class PrestoS(DistillTask):
         self.student = self.teacher.student()
         if config.start is not None:
             started, dit, _ = load_diffusion(find_folder(config.start) / DIFFUSION_FILE)
-            if replace(dit.config, keep_last=0) != replace(self.teacher.config.dit, keep_last=0):
-                raise ValueError(
-                    f"start {config.start!r} is a model of {dit.config}, the teacher {config.teacher!r} of "
-                    f"{self.teacher.config.dit}: a student starts from a model of its teacher's architecture"
-                )
+            self.teacher.check_architecture(f"start {config.start!r}", dit.config)
             self.student, schedule = EDM(dit.train(), self.teacher.config.sigma_data), started.schedule
         if not config.drop_layers:
             return None

@@ -30,6 +30,7 @@ from presto_models.diffusion.sampling import Sampling
 from presto_models.distill.consistency import ConsistencyBatch, ConsistencyConfig, ConsistencyTask, distance
 from presto_models.distill.draws import training_sigmas
 from presto_models.distill.target import Target
+from presto_models.training.seeding import seeded_weights
 from presto_models.training.task import Player
 
 NOISE_OF_DENOISING = 1  # which of a sample's noises; the teacher's walk starts from number 0
@@ -142,7 +143,8 @@ class ConsistencyTrajectoryModel(ConsistencyTask):
     def __init__(self, config: TrajectoryConfig) -> None:
         super().__init__(config)
         self.training_sigmas = training_sigmas(config.p_mean, config.p_std, self.teacher.config)
-        self.student = self.teacher.student(takes_sigma_to=True, takes_guidance=config.told)
+        with seeded_weights(self.seed):
+            self.student = self.teacher.student(takes_sigma_to=True, takes_guidance=config.told)
         self.play(TrajectoryLoss(config, self.student))
 
     def draw(self, quantile: float, random: torch.Generator) -> tuple[list[float], dict[str, float]]:
