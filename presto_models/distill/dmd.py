@@ -185,7 +185,7 @@ class PrestoS(DistillTask):
         self.p_training = training_sigmas(config.p_mean, config.p_std, teacher)
         check_strata(config.crops, config.strata, config.train.accumulate)
         if self.layers is not None:
-            check_cleanest(self.p_gen, config.strata, next(iter(self.layers.sigmas), None))
+            check_cleanest(self.p_gen, config.strata, self.layers)
         score = self.teacher.student()
         with seeded_weights(self.seed):
             discriminator = self._discriminator()

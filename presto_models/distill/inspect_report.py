@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from math import nan
 from statistics import median
 from typing import Any
 
@@ -45,7 +46,8 @@ def draw(result: dict[str, Any], path: str | os.PathLike[str]) -> None:
     left, right = below.subplots(1, 2)
     for name, output in outputs.items():
         for panel, values in ((left, output), (right, ratios[name])):
-            panel.plot(sigmas, values, ".-", color=_COLOURS[name], label=name)
+            shown = [value if panel is right or value <= top else nan for value in values]
+            panel.plot(sigmas, shown, ".-", color=_COLOURS[name], label=name)
             at = [(s, v) for s, v in zip(sigmas, values, strict=True) if s in walk]
             panel.plot(*zip(*at, strict=True), "o", color=_COLOURS[name], markersize=8)
     left.set(xlabel="noise level σ", xscale="log", ylim=(0, top), title="What the final layer reads")
@@ -91,7 +93,7 @@ def _top(result: dict[str, Any]) -> float:
     """Where the scale ends.  A noise level that training never met can have states hundreds of times as large as the
     others'; it is left out and named, so that the others can be told apart."""
     values = [value for model in result["models"].values() for spread in model["std"] for value in spread]
-    return 1.08 * min(max(values), 4 * median(_outputs(result)["full"]))
+    return 1.08 * min(max(values), 2 * median(_outputs(result)["full"]))
 
 
 def _outputs(result: dict[str, Any]) -> dict[str, list[float]]:

@@ -237,9 +237,12 @@ class DistillTask(Task):
         return float(frechet_distance(*_statistics(torch.cat(found)), *_statistics(real)))
 
     def shard(self, module: nn.Module, mesh: Any) -> nn.Module:
-        for name, part in module.named_modules():
-            if name.endswith("dit") and isinstance(part, nn.Module):
+        for name, part in list(module.named_modules()):
+            last = name.rsplit(".", 1)[-1]
+            if last == "dit":
                 shard_parts(part, SHARDED, mesh, torch.bfloat16 if self.low else None)
+            elif last == "discriminator":
+                shard_parts(part, (), mesh, None)  # in fp32, whatever the networks are in
         return module
 
     def to(self, device: torch.device) -> None:
@@ -263,6 +266,7 @@ class DistillTask(Task):
             or teacher.guidance_baked is not None
             or teacher.parameterization != "edm"
             or teacher.sampling.sampler == "pingpong"
+            or teacher.schedule is not None
         ):
             raise ValueError(f"teacher {config.teacher!r} is a distilled student itself; give the model it came from")
 
