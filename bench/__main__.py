@@ -1,4 +1,4 @@
-"""python -m bench latency | steps | train | decode | ops | tune | docs"""
+"""python -m bench latency | steps | train | decode | ops | quality | tune | docs"""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bench import decode, docs, latency, ops, steps, train, tune
+from bench import decode, docs, latency, ops, quality, steps, train, tune
 from bench.cli import add_options, from_namespace
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "train": (train.TrainOptions, train.run),
     "decode": (decode.DecodeOptions, decode.run),
     "ops": (ops.OpsOptions, ops.run),
+    "quality": (quality.QualityOptions, quality.run),
     "docs": (docs.DocsOptions, docs.run),
     "tune": (tune.TuneOptions, tune.run),
 }
