@@ -37,7 +37,14 @@ METHODS = {
     "ase": (
         LayerConfig,
         PrestoL,
-        {"keep_last": 0, "self_teacher": 0.0, "free_share": 0.0, "conditioned": False, "edges": [1.0], "budgets": [2, 1]},
+        {
+            "keep_last": 0,
+            "self_teacher": 0.0,
+            "free_share": 0.0,
+            "conditioned": False,
+            "edges": [1.0],
+            "budgets": [2, 1],
+        },
     ),
     "presto-s": (StepConfig, PrestoS, HEADS),
     "presto-ls": (StepConfig, PrestoLS, HEADS | {"drop_layers": True}),

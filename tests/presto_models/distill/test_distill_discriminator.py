@@ -80,7 +80,9 @@ def test_it_learns_to_tell():
     optimizer = torch.optim.Adam(head.parameters(), lr=3e-3)
     wave = torch.sin(torch.arange(96)[:, None] / 5 + torch.arange(8))
     for _ in range(40):
-        loss = discriminator_loss(head(wave + 0.3 * torch.randn(4, 96, 8)), head(torch.randn(4, 96, 8)), relativistic=False)
+        loss = discriminator_loss(
+            head(wave + 0.3 * torch.randn(4, 96, 8)), head(torch.randn(4, 96, 8)), relativistic=False
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -31,9 +31,7 @@ def state(folder, step):
 
 def validation(folder):
     records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [
-        value for record in records for name, value in sorted(record.items()) if name.startswith("validation/")
-    ]
+    return [value for record in records for name, value in sorted(record.items()) if name.startswith("validation/")]
 
 
 @pytest.mark.slow

@@ -350,7 +350,10 @@ def test_samples_of_a_run_are_pingpongs(task):
     ("means", "message"),
     [
         ({"fake/rms": 2.1}, "step 40: what the generator makes has a root mean square of 2.1.* it diverges. Lower"),
-        ({"fake/rms": 0.5, "generator/distance": 0.009}, "the generator has collapsed .* Raise adversarial or guidance"),
+        (
+            {"fake/rms": 0.5, "generator/distance": 0.009},
+            "the generator has collapsed .* Raise adversarial or guidance",
+        ),
         ({"fake/rms": 0.5, "fake/discriminator": 0.01}, "tells every sample and has nothing to teach. Lower discrim"),
     ],
 )
@@ -428,7 +431,9 @@ def test_a_start_of_another_architecture_is_refused(teacher_folder, latents_fold
     deeper = other_teacher(
         tmp_path / "deeper", teacher_folder, dit={"num_blocks": 4}, schedule=LayerSchedule.default(4).to_dict()
     )
-    with pytest.raises(ValueError, match="start .*deeper' has not the architecture of its teacher .*num_blocks 4, not 3"):
+    with pytest.raises(
+        ValueError, match="start .*deeper' has not the architecture of its teacher .*num_blocks 4, not 3"
+    ):
         make_task("presto-ls", teacher_folder, latents_folder, start=str(deeper))
     wider = other_teacher(tmp_path / "wider", teacher_folder, dit={"mlp_dim": 32})
     with pytest.raises(ValueError, match="mlp_dim 32, not 24"):
@@ -457,8 +462,12 @@ def test_data_that_does_not_fit_is_refused(teacher_folder, latents_folder, tmp_p
     empty = folder("empty", clips=[clip for clip in index["clips"] if clip["split"] != "train"])
     with pytest.raises(ValueError, match="has no clips for 'train'"):
         make_task("presto-s", teacher_folder, empty)
-    wide = other_teacher(tmp_path / "wide", teacher_folder, dit={"in_channels": 5}, latents={"mean": [3.0] * 5, "std": [2.0] * 5})
-    with pytest.raises(ValueError, match="works on 5 latent channels, .* has 4: encode the audio with the teacher's own"):
+    wide = other_teacher(
+        tmp_path / "wide", teacher_folder, dit={"in_channels": 5}, latents={"mean": [3.0] * 5, "std": [2.0] * 5}
+    )
+    with pytest.raises(
+        ValueError, match="works on 5 latent channels, .* has 4: encode the audio with the teacher's own"
+    ):
         make_task("presto-s", wide, latents_folder)
     shifted = folder("shifted", mean=[9.0] * 4)
     with pytest.raises(ValueError, match=r"are not the teacher's: their mean is up to 3.0 standard deviations away"):

@@ -129,7 +129,9 @@ def test_what_cannot_be_inspected(options, students, teacher_folder, tmp_path):
         measure(changed(presto_l=students[0]))
     with pytest.raises(ValueError, match="ASE must be .* is none, so it drops no layers"):
         measure(changed(ase=str(teacher_folder)))
-    with pytest.raises(ValueError, match=r"ASE .* has not the architecture of its teacher 'presto-tiny': .*num_blocks 3"):
+    with pytest.raises(
+        ValueError, match=r"ASE .* has not the architecture of its teacher 'presto-tiny': .*num_blocks 3"
+    ):
         measure(changed(teacher="presto-tiny"))
     with pytest.raises(FileNotFoundError):
         measure(changed(ase=str(tmp_path / "nothing")))

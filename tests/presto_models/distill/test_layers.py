@@ -34,7 +34,12 @@ def example(task, count=8):
     """Noisy latents and what they are conditioned on, unsorted."""
     batch = task.batch(0, 0, 1)
     sigma = batch.sigmas["noise"]
-    return batch.clean[:count], batch.noised(batch.clean, sigma, 0)[:count], sigma[:count], task.condition(batch)[:count]
+    return (
+        batch.clean[:count],
+        batch.noised(batch.clean, sigma, 0)[:count],
+        sigma[:count],
+        task.condition(batch)[:count],
+    )
 
 
 def test_at_the_start_the_whole_depth_is_the_teacher_to_the_bit(teacher_folder, latents_folder):
@@ -62,7 +67,9 @@ def losses_of_each_alone(module, task):
             denoised = module.student(*args, blocks=kept.kept({3: 0.5, 2: 1.0, 1: 2.0}[budget]))
             weight = (sigma[i] ** 2 + 0.25) / (0.5 * sigma[i]) ** 2
             full = module.student(*args)
-            torch.testing.assert_close(together[0][i], weight * (denoised - clean[one]).square().mean(), rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(
+                together[0][i], weight * (denoised - clean[one]).square().mean(), rtol=1e-4, atol=1e-6
+            )
             torch.testing.assert_close(together[1][i], weight * (denoised - full).square().mean(), rtol=1e-4, atol=1e-6)
 
 
@@ -100,7 +107,9 @@ def test_no_gradient_reaches_the_self_teacher(task, trained):
     clean, noisy, sigma, conditioning = example(task)
     budgets = [2] * 8
     weights = [weight for weight in trained.parameters() if weight.requires_grad]
-    found = torch.autograd.grad(trained(clean, noisy, sigma, conditioning, budgets)[1].sum(), weights, allow_unused=True)
+    found = torch.autograd.grad(
+        trained(clean, noisy, sigma, conditioning, budgets)[1].sum(), weights, allow_unused=True
+    )
     full = trained.student(noisy, sigma, conditioning).detach()
     weight = (sigma**2 + 0.25) / (0.5 * sigma) ** 2
     kept = trained.student(noisy, sigma, conditioning, budgets=budgets)
@@ -215,7 +224,10 @@ def test_what_a_checkpoint_says(task, teacher_folder):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"edges": [1.0], "budgets": [4, 2]}, "edges and budgets do not fit a teacher of 3 blocks: budgets must be from"),
+        (
+            {"edges": [1.0], "budgets": [4, 2]},
+            "edges and budgets do not fit a teacher of 3 blocks: budgets must be from",
+        ),
         ({"edges": [1.0], "budgets": [3]}, "edges and budgets do not fit"),
         ({"edges": [1.0, 0.5], "budgets": [3, 2, 1]}, "edges and budgets do not fit"),
         ({"keep_last": 4, "edges": [1.0], "budgets": [3, 2]}, "edges and budgets do not fit"),
