@@ -75,6 +75,6 @@ def check_cleanest(sigmas: Sigmas, strata: int, schedule: LayerSchedule) -> None
     highest = sigmas(min(1 / strata, 1 - 1e-9))
     if schedule.sigmas and highest > schedule.sigmas[0]:
         raise ValueError(
-            f"strata = {strata}: its cleanest part reaches up to sigma {highest:.3g}, and the schedule's largest budget "
-            f"ends at its first edge {schedule.sigmas[0]:.3g}; raise strata, so that this budget is in every batch"
+            f"strata = {strata}: its cleanest part reaches up to sigma {highest:.3g}, and the schedule's largest "
+            f"budget ends at its first edge {schedule.sigmas[0]:.3g}; raise strata, so that this budget is in every batch"
         )

@@ -121,7 +121,7 @@ def test_the_mean_step_of_a_cycle():
 def test_mixtures_keep_the_share_they_are_for(share, depth, size):
     budgets = distill_kept.spread(share, depth, size, lowest=1)
     assert len(budgets) == size and budgets == sorted(budgets, reverse=True)
-    assert 1 <= budgets[-1] and budgets[0] <= depth
+    assert budgets[-1] >= 1 and budgets[0] <= depth
     assert sum(budgets) == max(round(share * depth * size), size)
 
 

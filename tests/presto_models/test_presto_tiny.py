@@ -28,7 +28,7 @@ def test_the_student_shares_what_it_can():
     assert {file.suffix for file in STUDENT.iterdir()} == {".safetensors", ".md", ".png"}
     parents = [path.parent.name for path in component_files(STUDENT)]
     assert sorted(parents) == ["presto-tiny", "presto-tiny", "presto-tiny-ls"]
-    assert DEFAULT_CHECKPOINT == STUDENT.name
+    assert STUDENT.name == DEFAULT_CHECKPOINT
 
 
 def test_it_takes_half_a_minute_and_more(pipeline):

@@ -367,7 +367,7 @@ def test_a_run_that_diverges_stops(teacher_folder, latents_folder, tmp_path):
     """By itself: the loop hands what it logs to the task."""
     train = {"log_every": 1, "learning_rate": 3.0, "steps": 30}
     task = make_task("presto-s", teacher_folder, latents_folder, train, updates=1)
-    with pytest.raises(ArithmeticError, match="diverges|not finite|has nothing to teach|loss nan|loss inf"):
+    with pytest.raises(ArithmeticError, match=r"diverges|not finite|has nothing to teach|loss nan|loss inf"):
         run(tmp_path, task)
 
 
@@ -432,7 +432,7 @@ def test_a_start_of_another_architecture_is_refused(teacher_folder, latents_fold
         tmp_path / "deeper", teacher_folder, dit={"num_blocks": 4}, schedule=LayerSchedule.default(4).to_dict()
     )
     with pytest.raises(
-        ValueError, match="start .*deeper' has not the architecture of its teacher .*num_blocks 4, not 3"
+        ValueError, match=r"start .*deeper' has not the architecture of its teacher .*num_blocks 4, not 3"
     ):
         make_task("presto-ls", teacher_folder, latents_folder, start=str(deeper))
     wider = other_teacher(tmp_path / "wider", teacher_folder, dit={"mlp_dim": 32})
@@ -466,13 +466,13 @@ def test_data_that_does_not_fit_is_refused(teacher_folder, latents_folder, tmp_p
         tmp_path / "wide", teacher_folder, dit={"in_channels": 5}, latents={"mean": [3.0] * 5, "std": [2.0] * 5}
     )
     with pytest.raises(
-        ValueError, match="works on 5 latent channels, .* has 4: encode the audio with the teacher's own"
+        ValueError, match=r"works on 5 latent channels, .* has 4: encode the audio with the teacher's own"
     ):
         make_task("presto-s", wide, latents_folder)
     shifted = folder("shifted", mean=[9.0] * 4)
     with pytest.raises(ValueError, match=r"are not the teacher's: their mean is up to 3.0 standard deviations away"):
         make_task("presto-s", teacher_folder, shifted)
-    with pytest.raises(FileNotFoundError, match="no index.json"):
+    with pytest.raises(FileNotFoundError, match=r"no index\.json"):
         make_task("presto-s", teacher_folder, tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError):
         make_task("presto-s", tmp_path / "no teacher", latents_folder)

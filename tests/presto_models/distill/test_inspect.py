@@ -127,7 +127,7 @@ def test_what_cannot_be_inspected(options, students, teacher_folder, tmp_path):
         measure(changed(ase=students[1]))
     with pytest.raises(ValueError, match=r"Presto-L must be a model whose schedule keeps its last blocks"):
         measure(changed(presto_l=students[0]))
-    with pytest.raises(ValueError, match="ASE must be .* is none, so it drops no layers"):
+    with pytest.raises(ValueError, match=r"ASE must be .* is none, so it drops no layers"):
         measure(changed(ase=str(teacher_folder)))
     with pytest.raises(
         ValueError, match=r"ASE .* has not the architecture of its teacher 'presto-tiny': .*num_blocks 3"
