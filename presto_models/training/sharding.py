@@ -40,6 +40,9 @@ def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
 def shard_parts(module: nn.Module, names: Sequence[str], mesh: DeviceMesh, low: torch.dtype | None) -> None:
     """Fully shard (FSDP2) every submodule whose own name is in ``names``, then what is left of ``module`` as one unit.
 
+    A submodule of which nothing is trained stays whole: it may never run (a block that every budget drops), and FSDP
+    looks for the gradients of what it has never gathered.
+
     Weights are dropped again after each forward, the outermost unit's too: averaged weights come and go between steps,
     and a unit that stayed whole would not see them.
 
@@ -51,11 +54,15 @@ def shard_parts(module: nn.Module, names: Sequence[str], mesh: DeviceMesh, low: 
     # nothing here changes them.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    frozen: set[nn.Parameter] = set()
     for name, part in module.named_modules():
         if name.rsplit(".", 1)[-1] in names:
+            if not any(weight.requires_grad for weight in part.parameters()):
+                frozen.update(part.parameters())
+                continue
             fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
             if isinstance(part, CrossAttention):  # keys and values are made by a method of their own
                 register_fsdp_forward_method(part, "keys_values")
-    fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True, ignored_params=frozen)
     if isinstance(module, DiT):  # samplers compute what does not depend on x before they walk
         register_fsdp_forward_method(module, "precompute")
