@@ -30,14 +30,8 @@ def component(folder: str | os.PathLike[str], file: str) -> Path:
     found = find_component(folder, file)
     if found is None:
         base, what = base_of(folder), Path(file).stem
-        raise FileNotFoundError(
-            f"no {what} at {Path(folder) / file}"
-            + (
-                ""
-                if base is None
-                else f", and none in its base {find_base(folder, base)}: copy {file} into one of them"
-            )
-        )
+        there = "" if base is None else f", nor in its base {find_base(folder, base)}: copy {file} into one of them"
+        raise FileNotFoundError(f"no {what} at {Path(folder) / file}{there}")
     return found
 
 

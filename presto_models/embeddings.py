@@ -130,11 +130,16 @@ class ConditionEmbedder(nn.Module):
         return total if budget is None else total + budget
 
     def budget_rows(self, budgets: Sequence[int]) -> Tensor | None:
-        """``[len(budgets), dim]``, or None when every budget is full and there is nothing to add."""
+        """``[len(budgets), dim]``, or None when every budget is full and there is nothing to add.
+
+        Where the rows are trained there is always something: nothing times one of them, so that a batch that happens
+        to be full gives them a gradient of zero and not none, for which DDP would wait.
+        """
         full = self.budget.shape[0] + 1
-        if all(b == full for b in budgets):
+        trained = torch.is_grad_enabled() and self.budget.requires_grad and full > 1
+        if all(b == full for b in budgets) and not trained:
             return None
-        nothing = self.budget.new_zeros(self.budget.shape[1])
+        nothing = 0 * self.budget[0] if trained else self.budget.new_zeros(self.budget.shape[1])
         return torch.stack([nothing if b == full else self.budget[b - 1] for b in budgets])
 
     def _features(self, t: Tensor) -> Tensor:

@@ -44,8 +44,7 @@ class GenerateOptions:
     sampler: Literal["heun", "dpmpp_2s", "ddim", "pingpong", "ctm"] | None = None
     """Without it the checkpoint's own."""
     rho: float | None = None
-    """How the noise levels are spaced: 7 is Karras', 1000 almost even in their logarithm; without it the checkpoint's
-    own."""
+    """Spacing of the noise levels: 7 is Karras', 1000 almost even in ln sigma; without it the checkpoint's own."""
     full_depth: bool = False
     """Run every block at every step, whatever the checkpoint's layer schedule says."""
     num_samples: int = 1

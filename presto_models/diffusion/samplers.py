@@ -167,18 +167,23 @@ def added_sigma(sigma: float, sigma_min: float = 0.0) -> float:
     return math.sqrt(sigma * sigma - sigma_min * sigma_min)
 
 
-def ctm_jump(denoise: DenoiseTo, x: Tensor, sigma: float, sigma_to: float) -> Tensor:
+def ctm_jump(denoise: Callable[..., Tensor], x: Tensor, sigma: float | Tensor, sigma_to: float | Tensor) -> Tensor:
     """G(x, t -> s) = (s / t) x + (1 - s / t) g(x, t, s): from noise level t = ``sigma`` to s = ``sigma_to``.
 
     Args:
         denoise: g(x, sigma, sigma_to), the EDM denoiser of a network that is told both noise levels.  At s = 0 it is
             the guess of the clean latents, at s = t that of their mean (a denoiser like any other).
+        sigma, sigma_to: host numbers for the whole batch, or ``[B]`` both.
 
-    s = 0 gives g itself, exactly, and s = t gives x.
+    s = 0 gives g itself, exactly, and s = t gives x, at 0 too.
 
     Source: consistency trajectory models (Kim et al. 2024, 2310.02279), section 3.
     """
-    return _towards(denoise(x, sigma, sigma_to), x, sigma_to / sigma)
+    x0 = denoise(x, sigma, sigma_to)
+    if isinstance(sigma, Tensor):
+        ratio = torch.where(sigma > 0, sigma_to / sigma, 1.0)
+        return torch.lerp(x0, x, ratio.to(x.dtype)[:, None, None])
+    return _towards(x0, x, float(sigma_to) / sigma)
 
 
 def ctm_levels(sigma_next: float, gamma: float) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from typing import Any
 from presto_models.distill.consistency import ConsistencyConfig, ConsistencyModel
 from presto_models.distill.dmd import PrestoLS, PrestoS, StepConfig
 from presto_models.distill.layers import LayerConfig, PrestoL
+from presto_models.distill.trajectory import ConsistencyTrajectoryModel, TrajectoryConfig
 from presto_models.training.cli import TrainOptions, train
 from presto_models.training.config import build, override, read
 
@@ -64,12 +65,18 @@ class CmOptions(DistillOptions):
     """A consistency model."""
 
 
+@dataclass(frozen=True)
+class CtmOptions(DistillOptions):
+    """A consistency trajectory model."""
+
+
 # Options to (the task's name, its config, the task).
 METHODS: dict[type[DistillOptions], tuple[str, type[Any], Any]] = {
     AseOptions: ("ase", LayerConfig, PrestoL),
     PrestoLOptions: ("presto-l", LayerConfig, PrestoL),
     PrestoSOptions: ("presto-s", StepConfig, PrestoS),
     CmOptions: ("cm", ConsistencyConfig, ConsistencyModel),
+    CtmOptions: ("ctm", TrajectoryConfig, ConsistencyTrajectoryModel),
 }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-SHORTEST = 64  # latents: four halvings and a kernel of four leave one score
+SHORTEST = 64  # latents: four halvings leave what the last kernel of four covers
 
 
 class PatchHead(nn.Module):

@@ -185,7 +185,7 @@ class PrestoS(DistillTask):
         self.p_training = training_sigmas(config.p_mean, config.p_std, teacher)
         check_strata(config.crops, config.strata, config.train.accumulate)
         if self.layers is not None:
-            check_cleanest(self.p_gen, config.strata, next(iter(self.layers.sigmas), None))
+            check_cleanest(self.p_gen, config.strata, self.layers)
         score = self.teacher.student()
         with seeded_weights(self.seed):
             discriminator = self._discriminator()
@@ -351,11 +351,7 @@ class PrestoS(DistillTask):
         self.student = self.teacher.student()
         if config.start is not None:
             started, dit, _ = load_diffusion(find_folder(config.start) / DIFFUSION_FILE)
-            if replace(dit.config, keep_last=0) != replace(self.teacher.config.dit, keep_last=0):
-                raise ValueError(
-                    f"start {config.start!r} is a model of {dit.config}, the teacher {config.teacher!r} of "
-                    f"{self.teacher.config.dit}: a student starts from a model of its teacher's architecture"
-                )
+            self.teacher.check_architecture(f"start {config.start!r}", dit.config)
             self.student, schedule = EDM(dit.train(), self.teacher.config.sigma_data), started.schedule
         if not config.drop_layers:
             return None

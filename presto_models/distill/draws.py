@@ -8,6 +8,7 @@ from statistics import NormalDist
 
 import torch
 
+from presto_kernels import LayerSchedule
 from presto_models.diffusion import TrainingSigmas
 from presto_models.diffusion.edm import karras_sigmas
 from presto_models.diffusion_config import DiffusionConfig
@@ -63,10 +64,18 @@ def check_strata(crops: Sequence[CropConfig], strata: int, accumulate: int) -> N
             )
 
 
-def check_cleanest(sigmas: Sigmas, strata: int, edge: float | None) -> None:
-    """Whether the cleanest stratum lies below the schedule's first edge, so that it always has the largest budget."""
-    if edge is not None and sigmas(1 / strata) > edge:
+def check_cleanest(sigmas: Sigmas, strata: int, schedule: LayerSchedule) -> None:
+    """Whether the cleanest stratum always has the schedule's largest budget: this one comes first, and the stratum
+    lies below the first edge."""
+    if max(schedule.budgets) > schedule.budgets[0]:
         raise ValueError(
-            f"strata = {strata}: its cleanest part reaches up to sigma {sigmas(1 / strata):.3g}, and the schedule's "
-            f"largest budget ends at its first edge {edge:.3g}; raise strata, so that this budget is in every batch"
+            f"budgets must be largest where there is least noise, so that this budget is in every batch; got "
+            f"{schedule.budgets}"
+        )
+    highest = sigmas(min(1 / strata, 1 - 1e-9))
+    if schedule.sigmas and highest > schedule.sigmas[0]:
+        raise ValueError(
+            f"strata = {strata}: its cleanest part reaches up to sigma {highest:.3g}, and the schedule's largest "
+            f"budget ends at its first edge {schedule.sigmas[0]:.3g}; raise strata, so that this budget is in every "
+            "batch"
         )

@@ -59,6 +59,11 @@ class LayerConfig(DistillConfig):
             raise ValueError(f"free_share must be from 0 to 1, got {self.free_share}")
         if self.self_teacher < 0:
             raise ValueError(f"self_teacher must be at least 0, got {self.self_teacher}")
+        if self.keep_last == 0 and self.free_share > 0:
+            raise ValueError(
+                f"free_share must be 0 where keep_last is 0 (ASE): blocks behind the largest budget are not trained; "
+                f"got {self.free_share}"
+            )
 
 
 def make_schedule(
@@ -109,7 +114,7 @@ class PrestoL(DistillTask):
         self.ase = config.keep_last == 0
         check_strata(config.crops, config.strata, config.train.accumulate)
         if self.ase:
-            check_cleanest(self.sigmas, config.strata, next(iter(self.layers.sigmas), None))
+            check_cleanest(self.sigmas, config.strata, self.layers)
         self.student = self.teacher.student(keep_last=config.keep_last)
         largest = max(self.layers.budgets) if self.ase else depth
         train_what_runs(self.student, largest, conditioned=config.conditioned)
@@ -142,15 +147,21 @@ class PrestoL(DistillTask):
         return denoising.mean() + self.config.self_teacher * own.mean(), parts
 
     def validate(self, rank: int, world: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """The denoising loss at noise levels spread evenly: by the schedule, at full depth, at a third of it."""
+        """The denoising loss at noise levels spread evenly: by the schedule, at full depth, at a third of it.
+
+        Beside each chunk stands a sample of the largest budget that does not count: under FSDP2 every process has to
+        run the same blocks, whichever levels are in its share.
+        """
         count = self.config.validation_crops
         levels = torch.tensor([self.sigmas((i + 0.5) / count) for i in range(count)])
         full = self.layers.num_blocks
         budgets = {"scheduled": None, "third": self.lowest} | ({} if self.ase else {"full": full})
         sums = {name: (torch.zeros(()), torch.zeros(())) for name in budgets}
         for samples, counts in shares(count, rank, world, max(1, self.config.crops[0].batch // world)):
+            samples, counts = [*samples, samples[0]], torch.cat((counts, torch.zeros(1)))
             for name, fixed in budgets.items():
                 each = [self.layers.budget(float(levels[s])) if fixed is None else fixed for s in samples]
+                each[-1] = max(self.layers.budgets) if fixed is None else fixed
                 order = sorted(range(len(samples)), key=lambda i: -each[i])
                 examples = self.music.validation([samples[i] for i in order])
                 batch = DistillBatch(

@@ -17,7 +17,7 @@ from presto_models.components import AUTOENCODER_FILE, find_component
 from presto_models.conditioning import Conditioning
 from presto_models.diffusion import EDM, ScheduledDenoiser, initial_noise
 from presto_models.diffusion.sampling import Sampling
-from presto_models.diffusion_config import DiffusionConfig
+from presto_models.diffusion_config import DiffusionConfig, Parameterization
 from presto_models.distill.teacher import Teacher
 from presto_models.metrics.frechet import frechet_distance, gaussian
 from presto_models.training.audio import signed
@@ -90,6 +90,7 @@ class DistillTask(Task):
     """
 
     student: EDM
+    parameterization: Parameterization = "edm"
     teacher: Teacher
     music: MusicCrops
     autoencoder: Autoencoder | None
@@ -175,6 +176,7 @@ class DistillTask(Task):
         return replace(
             config,
             dit=self.student.dit.config,  # type: ignore[arg-type]
+            parameterization=self.parameterization,
             sampling=self.sampling(),
             schedule=self.schedule(),
             max_seconds=self.config.max_seconds or config.max_seconds,
@@ -243,9 +245,12 @@ class DistillTask(Task):
         return float(frechet_distance(*_statistics(torch.cat(found)), *_statistics(real)))
 
     def shard(self, module: nn.Module, mesh: Any) -> nn.Module:
-        for name, part in module.named_modules():
-            if name.endswith("dit") and isinstance(part, nn.Module):
+        for name, part in list(module.named_modules()):
+            last = name.rsplit(".", 1)[-1]
+            if last == "dit":
                 shard_parts(part, SHARDED, mesh, torch.bfloat16 if self.low else None)
+            elif last == "discriminator":
+                shard_parts(part, (), mesh, None)  # in fp32, whatever the networks are in
         return module
 
     def to(self, device: torch.device) -> None:
@@ -263,24 +268,13 @@ class DistillTask(Task):
     def _check(self) -> None:
         """Whether the teacher and the data fit each other and can be distilled; before anything is computed."""
         config, teacher = self.config, self.teacher.config
-        found = self.music.train.mean.shape[0]
-        if teacher.dit.in_channels != found:
-            raise ValueError(
-                f"teacher {config.teacher!r} works on {teacher.dit.in_channels} latent channels, {config.data} has "
-                f"{found}: encode the audio with the teacher's own autoencoder (data encode)"
-            )
-        apart = (self.music.train.mean - torch.tensor(teacher.latent_mean)).abs() / torch.tensor(teacher.latent_std)
-        if float(apart.max()) > 0.5:
-            raise ValueError(
-                f"the latents in {config.data} are not the teacher's: their mean is up to {float(apart.max()):.1f} "
-                f"standard deviations away from what {config.teacher!r} was trained on; encode the audio with its own "
-                "autoencoder (data encode)"
-            )
+        self.teacher.check_latents(config.data, self.music.train.mean)
         if (
             teacher.dit.takes_guidance
             or teacher.guidance_baked is not None
             or teacher.parameterization != "edm"
             or teacher.sampling.sampler == "pingpong"
+            or teacher.schedule is not None
         ):
             raise ValueError(f"teacher {config.teacher!r} is a distilled student itself; give the model it came from")
 

@@ -16,6 +16,7 @@ from presto_models.components import DIFFUSION_FILE, lender
 from presto_models.diffusion.edm import EDM
 from presto_models.diffusion_config import KIND, DiffusionConfig, load_diffusion
 from presto_models.dit import DiT
+from presto_models.dit_config import DiTConfig
 from presto_models.text import Conditioner
 
 
@@ -59,6 +60,33 @@ class Teacher:
         load_into(student, {**weights, **new}, source=f"teacher {self.name!r}")
         student.condition.budget.requires_grad_(False)
         return EDM(student, self.config.sigma_data)
+
+    def check_architecture(self, what: str, dit: DiTConfig) -> None:
+        """ValueError where a model of ``dit`` has not this teacher's architecture; ``what`` names it in the message.
+        How many last blocks a budget keeps is no part of that."""
+        own, other = self.config.dit.to_dict(), dit.to_dict()
+        apart = [f"{k} {v}, not {own[k]}" for k, v in other.items() if v != own[k] and k != "keep_last"]
+        if apart:
+            raise ValueError(
+                f"{what} has not the architecture of its teacher {self.name!r}: {', '.join(apart)}. A student has its "
+                "teacher's; give the teacher that it came from"
+            )
+
+    def check_latents(self, data: str, mean: Tensor) -> None:
+        """ValueError where the latents in ``data``, of this mean ``[C]``, are not those the teacher was trained on."""
+        config = self.config
+        if config.dit.in_channels != mean.shape[0]:
+            raise ValueError(
+                f"teacher {self.name!r} works on {config.dit.in_channels} latent channels, {data} has "
+                f"{mean.shape[0]}: encode the audio with the teacher's own autoencoder (data encode)"
+            )
+        apart = (mean - torch.tensor(config.latent_mean)).abs() / torch.tensor(config.latent_std)
+        if float(apart.max()) > 0.5:
+            raise ValueError(
+                f"the latents in {data} are not the teacher's: their mean is up to {float(apart.max()):.1f} "
+                f"standard deviations away from what {self.name!r} was trained on; encode the audio with its own "
+                "autoencoder (data encode)"
+            )
 
     @property
     def base(self) -> str:

@@ -116,10 +116,7 @@ class PipelinePlayers:
     def load(self, row: Row) -> PipelinePlayer:
         folder = self._folder(row)
         if folder not in self._pipelines:
-            try:
-                pipeline = PrestoPipeline.from_pretrained(folder, device=self.device, dtype=self.dtype)
-            except (ValueError, FileNotFoundError) as error:
-                raise ValueError(str(error).replace(str(folder), folder.name)) from error  # it goes into a table
+            pipeline = PrestoPipeline.from_pretrained(folder, device=self.device, dtype=self.dtype)
             for other in self._pipelines.values():
                 if other.conditioner and pipeline.conditioner and other.config.text == pipeline.config.text:
                     pipeline.conditioner.cache = other.conditioner.cache  # a text encoder's memory for each adds up

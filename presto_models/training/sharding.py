@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from presto_models.dit import CrossAttention
+from presto_models.dit import CrossAttention, DiT
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -57,3 +57,5 @@ def shard_parts(module: nn.Module, names: Sequence[str], mesh: DeviceMesh, low: 
             if isinstance(part, CrossAttention):  # keys and values are made by a method of their own
                 register_fsdp_forward_method(part, "keys_values")
     fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    if isinstance(module, DiT):  # samplers compute what does not depend on x before they walk
+        register_fsdp_forward_method(module, "precompute")

@@ -8,7 +8,10 @@ import pytest
 import torch
 
 sys.path.append(str(Path(__file__).parents[1] / "presto_models"))
+from small_models import small_config
 from small_pipeline import same, small_pipeline
+
+from presto_models.diffusion.sampling import Sampling
 
 SAMPLERS = ("heun", "dpmpp_2s", "ddim", "pingpong")
 
@@ -34,6 +37,20 @@ def test_a_replay_is_the_stages_run_one_by_one(pipeline, sampler, guidance):
             same(captured, pipeline.engine.walk(plan, *given))
         assert torch.equal(captured, pipeline.engine(plan, *given))
     pipeline.engine.forget()
+
+
+@pytest.mark.parametrize("kind", ["cm", "ctm"])
+def test_students_replay_what_their_stages_make(kind):
+    sampler = "pingpong" if kind == "cm" else kind
+    sampling = Sampling(sampler, 4, sigma_min=0.01, spacing="interval", gamma=0.5)
+    config = small_config(takes_sigma_to=kind == "ctm", takes_guidance=True)
+    student = small_pipeline(device="cuda", dit=config, parameterization=kind, sampling=sampling)
+    plan = student.plan(0.3, batch=2, guidance=3.0)
+    for seed in (3, 8):
+        given = inputs(student, seed=seed)
+        captured = student.engine(plan, *given).clone()
+        with torch.no_grad():
+            same(captured, student.engine.walk(plan, *given))
 
 
 def test_one_graph_a_plan_and_the_least_recently_used_goes(pipeline, monkeypatch):

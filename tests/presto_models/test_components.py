@@ -168,7 +168,7 @@ def test_a_base_without_what_is_asked_of_it(tmp_path, teacher):
     (teacher / STEREO).unlink()
     assert load(folder).stereo is None
     (teacher / AUTOENCODER).unlink()
-    with pytest.raises(FileNotFoundError, match=rf"no autoencoder at {folder}.*none in its base {teacher}"):
+    with pytest.raises(FileNotFoundError, match=rf"no autoencoder at {folder}.*nor in its base {teacher}"):
         load(folder)
     (folder / DIFFUSION).unlink()
     with pytest.raises(FileNotFoundError, match=rf"no autoencoder at {folder / AUTOENCODER}$"):

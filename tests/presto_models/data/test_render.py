@@ -98,7 +98,27 @@ def test_a_killed_run_goes_on_to_the_same_clips(rendered, tmp_path, pieces, soun
     assert not list(out.rglob(".*"))
 
 
+@pytest.mark.slow
+def test_splits_are_rendered_alone_and_added_to_what_is_there(tmp_path, pieces, soundfont, monkeypatch, capsys):
+    for function, found in (("find_pieces", list(pieces)), ("find_soundfont", soundfont)):
+        monkeypatch.setattr(f"presto_models.data.render.{function}", lambda *_, found=found, **__: found)
+    first = RenderOptions(out=str(tmp_path), hours=1e-4, workers=1, splits=("train",))
+    run(first)
+    training = contents(tmp_path)
+    assert training and not (tmp_path / "test").exists()
+    run(replace(first, splits=("test",)))
+    assert "skipped: none" in capsys.readouterr().out
+    both = contents(tmp_path)
+    assert both.items() > training.items() and all(name.startswith("test/") for name in both.keys() - training.keys())
+    lines = (tmp_path / "manifest.jsonl").read_text().splitlines()
+    assert {json.loads(line)["split"] for line in lines} == {"train", "test"} and 2 * len(lines) == len(both)
+
+
 def test_bad_options_say_what_is_wrong(tmp_path):
+    with pytest.raises(ValueError, match="splits: tset given; choose from"):
+        run(RenderOptions(out=str(tmp_path), splits=("test", "tset")))
+    with pytest.raises(ValueError, match="splits: none given"):
+        run(RenderOptions(out=str(tmp_path), splits=()))
     with pytest.raises(ValueError, match="hours: 0"):
         run(RenderOptions(out=str(tmp_path), hours=0))
     with pytest.raises(ValueError, match="workers: -1"):
