@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench import distill, distill_kept
@@ -117,6 +117,7 @@ def test_the_mean_step_of_a_cycle():
     assert distill.by_turn(alone, players[:1]) == {"step": alone}
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.floats(0.05, 1.0), st.integers(1, 24), st.integers(1, 40))
 def test_mixtures_keep_the_share_they_are_for(share, depth, size):
     budgets = distill_kept.spread(share, depth, size, lowest=1)
