@@ -23,7 +23,7 @@ RUNS = {  # what two processes split once more into micro-batches, and what thei
     "presto-s": {"crops": [{"latents": 64, "batch": 8}], "strata": 2, "relativistic": True, "head_blocks": [0, 2]},
     "presto-ls": {"crops": [{"latents": 64, "batch": 16}]},
 }
-STRATEGIES = {method: ("ddp", "fsdp2") for method in RUNS} | {"ase": ("fsdp2",)}
+STRATEGIES = dict.fromkeys(RUNS, ("ddp", "fsdp2")) | {"ase": ("fsdp2",)}
 
 
 def state(folder, step):
