@@ -1,4 +1,8 @@
-"""python -m bench latency | steps | train | decode | ops | tune | docs"""
+"""python -m bench latency | steps | train | distill | decode | ops | quality | tune | docs
+
+python -m bench distill          # one training step of each distillation method beside plain PyTorch
+python -m bench distill --kept   # Presto-L's step with mixed batches against the share of blocks they keep
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,17 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bench import decode, docs, latency, ops, steps, train, tune
+from bench import decode, distill, docs, latency, ops, quality, steps, train, tune
 from bench.cli import add_options, from_namespace
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "latency": (latency.LatencyOptions, latency.run),
     "steps": (steps.StepsOptions, steps.run),
     "train": (train.TrainOptions, train.run),
+    "distill": (distill.DistillOptions, distill.run),
     "decode": (decode.DecodeOptions, decode.run),
     "ops": (ops.OpsOptions, ops.run),
+    "quality": (quality.QualityOptions, quality.run),
     "docs": (docs.DocsOptions, docs.run),
     "tune": (tune.TuneOptions, tune.run),
 }

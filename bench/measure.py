@@ -124,12 +124,16 @@ def paired_ratio(
     """
     if over not in samples.times or under not in samples.times:
         return None
-    ratios = samples.ms(over, part) / samples.ms(under, part)
-    if not len(ratios):
+    return median_interval(samples.ms(over, part) / samples.ms(under, part), resamples=resamples)
+
+
+def median_interval(values: np.ndarray, *, resamples: int = 2000) -> Ratio | None:
+    """The median of one value a round with its 95 % bootstrap interval; None without any."""
+    if not len(values):
         return None
-    picks = np.random.default_rng(0).integers(0, len(ratios), size=(resamples, len(ratios)))
-    low, high = np.percentile(np.median(ratios[picks], axis=1), [2.5, 97.5])
-    return Ratio(float(np.median(ratios)), float(low), float(high), len(ratios))
+    picks = np.random.default_rng(0).integers(0, len(values), size=(resamples, len(values)))
+    low, high = np.percentile(np.median(values[picks], axis=1), [2.5, 97.5])
+    return Ratio(float(np.median(values)), float(low), float(high), len(values))
 
 
 def repeats_for(

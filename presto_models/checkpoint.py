@@ -24,7 +24,7 @@ from presto_models.files import written_beside
 
 FORMAT, VERSION = "presto", 1
 SHIPPED = Path(__file__).parent / "checkpoints"
-DEFAULT_CHECKPOINT = "presto-tiny"  # what `generate` plays
+DEFAULT_CHECKPOINT = "presto-tiny-ls"  # what `generate` plays
 
 
 class CheckpointError(ValueError):

@@ -38,8 +38,8 @@ class ReferenceSelfAttention(nn.Module):
     def forward(self, h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """``[B, N, D]`` to ``[B, N, D]``."""
         q, k, v = self.qkv(h).unflatten(-1, (3, self.num_heads, self.head_dim)).transpose(1, 3).unbind(2)
-        q = apply_rotary(F.rms_norm(q, (self.head_dim,), self.q_norm, self.eps), cos, sin)
-        k = apply_rotary(F.rms_norm(k, (self.head_dim,), self.k_norm, self.eps), cos, sin)
+        q = apply_rotary(F.rms_norm(q, (self.head_dim,), self.q_norm.to(q.dtype), self.eps), cos, sin)
+        k = apply_rotary(F.rms_norm(k, (self.head_dim,), self.k_norm.to(k.dtype), self.eps), cos, sin)
         y = F.scaled_dot_product_attention(q, k, v)
         return self.out(y.transpose(1, 2).flatten(2))
 
@@ -59,12 +59,12 @@ class ReferenceCrossAttention(nn.Module):
     def keys_values(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """``[B, L, text_dim]`` to k, v ``[B, L, H, Dh]``."""
         k, v = self.kv(tokens).unflatten(-1, (2, self.num_heads, self.head_dim)).unbind(2)
-        return F.rms_norm(k, (self.head_dim,), self.k_norm, self.eps), v
+        return F.rms_norm(k, (self.head_dim,), self.k_norm.to(k.dtype), self.eps), v
 
     def forward(self, h: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """``[B, N, D]`` to ``[B, N, D]``."""
         q = self.q(h).unflatten(-1, (self.num_heads, self.head_dim))
-        q = F.rms_norm(q, (self.head_dim,), self.q_norm, self.eps)
+        q = F.rms_norm(q, (self.head_dim,), self.q_norm.to(q.dtype), self.eps)
         y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
         return self.out(y.transpose(1, 2).flatten(2))
 
@@ -143,8 +143,9 @@ class ReferenceDiT(nn.Module):
         precomputed: Step | None = None,
         sigma_to: Tensor | None = None,
         guidance: Tensor | None = None,
-    ) -> Tensor:
-        """F ``[B, N, C]``; arguments as in :meth:`presto_models.DiT.forward`."""
+        hidden_after: Sequence[int] | None = None,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """As :meth:`presto_models.DiT.forward`."""
         config = self.config
         if precomputed is not None:
             kept, modulation = precomputed.blocks, precomputed.modulation
@@ -162,11 +163,16 @@ class ReferenceDiT(nn.Module):
         if rotary is None:
             rotary = rotary_tables(x.shape[1], config.rotary_size, base=config.rotary_base, device=x.device)
 
+        hidden: list[Tensor] = []
         x = self.proj_in(x.to(self.proj_in.weight.dtype))
         for rows, index in zip(modulation, kept, strict=False):  # the last rows are the final layer's
             block = cast(ReferenceBlock, self.blocks[index])
             k, v = keys_values[index] if precomputed is not None else block.cross_attention.keys_values(tokens)
             x = block(x, rows, rotary, k, v, mask)
+            if hidden_after is not None and index in hidden_after:
+                hidden.append(x)
+                if index == hidden_after[-1]:
+                    return tuple(hidden)
         scale, shift = modulation[-1].unsqueeze(2).unbind(1)
         return self.proj_out(_modulate(x, scale, shift, config.norm_eps))
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from itertools import pairwise
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ from presto_models.training.audio import signed
 from presto_models.training.seeding import derived_seed, generator, seeded_weights
 from presto_models.training.task import DivergedError, Player, shares
 
-DISTANCES = ("l2", "huber")
+Drawn = tuple[list[float], dict[str, float], float]  # the teacher's walk, other levels by name, the guidance's scale
 QUIET, LOUD = 0.1, 10.0  # the student's estimate against the latents' standard deviation
 
 
@@ -51,7 +52,7 @@ class ConsistencyConfig(DistillConfig):
     levels: int = 40
     guidance: tuple[float, float] = (3.0, 3.0)
     target_decay: float = 0.95
-    distance: str = "l2"
+    distance: Literal["l2", "huber"] = "l2"
     huber: float = 5.4e-4
     strata: int = 2
 
@@ -63,8 +64,8 @@ class ConsistencyConfig(DistillConfig):
             raise ValueError(f"guidance must be a range from low to high, both at least 0, got {self.guidance}")
         if not 0 <= self.target_decay < 1:
             raise ValueError(f"target_decay must be in [0, 1), got {self.target_decay}")
-        if self.distance not in DISTANCES:
-            raise ValueError(f"distance must be one of {', '.join(DISTANCES)}; got {self.distance!r}")
+        if self.distance not in ("l2", "huber"):
+            raise ValueError(f"distance must be l2 or huber, got {self.distance!r}")
         if not self.huber > 0:
             raise ValueError(f"huber must be positive, got {self.huber}")
 
@@ -91,14 +92,13 @@ def distance(config: ConsistencyConfig, a: Tensor, b: Tensor) -> Tensor:
 class ConsistencyTask(DistillTask):
     """What CM and CTM share: the table, the guided teacher's walk along it, the target that follows the student.
 
-    Subclasses set ``self.table``, falling noise levels, before their first batch, and call :meth:`play`.
+    Subclasses say which levels of ``self.table``, falling ones and then 0, are drawn (:meth:`draw`) and what the
+    losses are (:meth:`losses`); they set ``self.student`` and call :meth:`play`.
     """
-
-    table: tuple[float, ...]
 
     def __init__(self, config: ConsistencyConfig) -> None:
         super().__init__(config)
-        check_strata(config.crops, config.strata, 1)
+        check_strata(config.crops, config.strata, accumulate=1)  # all blocks run in any micro-batch
         sampling = self.teacher.config.sampling
         self.lowest = sampling.sigma_min
         self.table = karras_sigmas(
@@ -118,19 +118,11 @@ class ConsistencyTask(DistillTask):
     def batch(self, step: int, part: int, parts: int) -> ConsistencyBatch:
         config = self.config
         kind, _, mine = self.music.share(step, part, parts)
-        paths, others, scales = [], [], []
+        drawn = []
         for sample in mine:
             random = generator(self.seed, "levels", step, sample)
-            path, other = self.draw(stratified(sample, config.strata, random), random)
-            paths.append(path)
-            others.append(other)
-            scales.append(self.scale(float(torch.rand((), generator=random))))
-        return self._with_levels(self.batch_of(kind, step, mine, {}), paths, others, scales)
-
-    def scale(self, quantile: float) -> float:
-        """The scale of guidance at a place in its range."""
-        low, high = self.config.guidance
-        return low + quantile * (high - low)
+            drawn.append(self._drawn(stratified(sample, config.strata, random), random))
+        return _with_levels(self.batch_of(kind, step, mine, {}), drawn)
 
     @torch.no_grad()
     def walked(self, batch: ConsistencyBatch, conditioning: Conditioning) -> tuple[Tensor, Tensor]:
@@ -138,7 +130,7 @@ class ConsistencyTask(DistillTask):
         x = start = batch.noised(batch.clean, batch.path[:, 0], 0)
         with self.low_precision():
             denoise = guided(self.real, conditioning, batch.guidance)
-            for sigma, sigma_next in zip(batch.path.T[:-1], batch.path.T[1:], strict=True):
+            for sigma, sigma_next in pairwise(batch.path.unbind(1)):
                 x = heun_step(denoise, x, sigma, sigma_next, lowest=self.lowest)
         return start, x
 
@@ -160,16 +152,10 @@ class ConsistencyTask(DistillTask):
     def held_out(self, samples: list[int]) -> ConsistencyBatch:
         """Validation crops with levels spread evenly over the table and the same draws every time."""
         count = self.config.validation_crops
-        paths, others, scales = [], [], []
-        for sample in samples:
-            random = generator(0, "validation levels", sample)
-            path, other = self.draw((sample + 0.5) / count, random)
-            paths.append(path)
-            others.append(other)
-            scales.append(self.scale(float(torch.rand((), generator=random))))
+        drawn = [self._drawn((i + 0.5) / count, generator(0, "validation levels", i)) for i in samples]
         seeds = signed([derived_seed(0, "validation", sample) for sample in samples])
         batch = DistillBatch(**vars(self.music.validation(samples)), seeds=seeds, sigmas={})
-        return self._with_levels(batch, paths, others, scales).to(self.device)
+        return _with_levels(batch, drawn).to(self.device)
 
     def validate(self, rank: int, world: int) -> dict[str, tuple[Tensor, Tensor]]:
         """The losses with the averaged weights, and how far four steps' latents are from held-out ones."""
@@ -202,17 +188,18 @@ class ConsistencyTask(DistillTask):
             "strategy fsdp2 cannot hold a consistency model's target, which every process has whole: use ddp"
         )
 
-    def _with_levels(
-        self,
-        batch: DistillBatch,
-        paths: list[list[float]],
-        others: list[dict[str, float]],
-        scales: list[float],
-    ) -> ConsistencyBatch:
-        path = torch.tensor(paths)
-        sigmas = {"t": path[:, 0], "u": path[:, -1]}
-        sigmas |= {name: torch.tensor([other[name] for other in others]) for name in others[0]}
-        return ConsistencyBatch(**(vars(batch) | {"sigmas": sigmas}), path=path, guidance=torch.tensor(scales))
+    def _drawn(self, quantile: float, random: torch.Generator) -> Drawn:
+        path, others = self.draw(quantile, random)
+        low, high = self.config.guidance
+        return path, others, low + float(torch.rand((), generator=random)) * (high - low)
+
+
+def _with_levels(batch: DistillBatch, drawn: list[Drawn]) -> ConsistencyBatch:
+    paths, others, scales = zip(*drawn, strict=True)
+    path = torch.tensor(paths)
+    sigmas = {"t": path[:, 0], "u": path[:, -1]}
+    sigmas |= {name: torch.tensor([other[name] for other in others]) for name in others[0]}
+    return ConsistencyBatch(**(vars(batch) | {"sigmas": sigmas}), path=path, guidance=torch.tensor(scales))
 
 
 class ConsistencyLoss(nn.Module):

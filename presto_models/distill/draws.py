@@ -76,6 +76,6 @@ def check_cleanest(sigmas: Sigmas, strata: int, schedule: LayerSchedule) -> None
     if schedule.sigmas and highest > schedule.sigmas[0]:
         raise ValueError(
             f"strata = {strata}: its cleanest part reaches up to sigma {highest:.3g}, and the schedule's largest "
-            f"budget ends at its first edge {schedule.sigmas[0]:.3g}; raise strata, so that this budget is in "
-            "every batch"
+            f"budget ends at its first edge {schedule.sigmas[0]:.3g}; raise strata, so that this budget is in every "
+            "batch"
         )

@@ -26,7 +26,7 @@ def draw(result: dict[str, Any], path: str | os.PathLike[str]) -> None:
     sigmas, walk, models = result["sigmas"], set(result["walk"]), result["models"]
     outputs, ratios, top = _outputs(result), _ratios(result), _top(result)
     figure = Figure(figsize=(13, 7.4), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=(1.1, 1))
+    above, below = figure.subfigures(2, 1, height_ratios=(1.1, 1), squeeze=False)[:, 0]
     norm, colours = LogNorm(sigmas[0], sigmas[-1]), colormaps["viridis"]
     panels = above.subplots(1, len(models), sharey=True, squeeze=False)[0]
     for panel, (name, model) in zip(panels, models.items(), strict=True):

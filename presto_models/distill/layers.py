@@ -61,8 +61,8 @@ class LayerConfig(DistillConfig):
             raise ValueError(f"self_teacher must be at least 0, got {self.self_teacher}")
         if self.keep_last == 0 and self.free_share > 0:
             raise ValueError(
-                f"free_share must be 0 where keep_last is 0 (ASE): blocks behind the largest budget are not "
-                f"trained; got {self.free_share}"
+                f"free_share must be 0 where keep_last is 0 (ASE): blocks behind the largest budget are not trained; "
+                f"got {self.free_share}"
             )
 
 

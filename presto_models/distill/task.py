@@ -91,20 +91,32 @@ class DistillTask(Task):
 
     student: EDM
     parameterization: Parameterization = "edm"
+    teacher: Teacher
+    music: MusicCrops
+    autoencoder: Autoencoder | None
 
     def __init__(self, config: DistillConfig) -> None:
         self.config: Any = config
         self.seed = config.train.seed
-        self.teacher = Teacher.load(config.teacher)
         self.low, self.device = config.train.precision == "bf16", torch.device("cpu")
+        self.load()
         self.conditioner = self.teacher.conditioner
+        if self.conditioner.tags is not None:
+            self.music.vocabulary = self.conditioner.tags.vocabulary
+        self.real = EDM(self.teacher.dit, self.teacher.config.sigma_data)
+
+    def load(self) -> None:
+        """Set ``teacher``, ``music`` and ``autoencoder`` from the files that the config names, checked; a subclass may
+        have them from elsewhere."""
+        config = self.config
+        self.teacher = Teacher.load(config.teacher)
         mean, std = self.teacher.normalisation()
         self.music = MusicCrops(
             config.data,
             crops=config.crops,
             drops=config.drops,
             seed=self.seed,
-            encoder=self.conditioner.cache.encoder,
+            encoder=self.teacher.conditioner.cache.encoder,
             sigma_data=self.teacher.config.sigma_data,
             validation_crops=config.validation_crops,
             prompts=config.prompts,
@@ -112,11 +124,7 @@ class DistillTask(Task):
             std=std,
         )
         self._check()
-        if self.conditioner.tags is not None:
-            self.music.vocabulary = self.conditioner.tags.vocabulary
-        self.real = EDM(self.teacher.dit, self.teacher.config.sigma_data)
         self.autoencoder = self._autoencoder()
-        self.sample_rate, self.hop = (self.music.train.index[name] for name in ("sample_rate", "hop"))
 
     def condition(self, batch: Examples) -> Conditioning:
         """What the batch's samples are conditioned on; nothing of it is trained."""

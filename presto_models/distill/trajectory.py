@@ -10,7 +10,8 @@ With g the student, told both levels, and t > u >= s of Karras' table, 0 behind 
 
 G- is the moving average; what the student jumped to passes through it with its gradient, where the two are carried to
 the clean end.  The table ends at 0 and not at sigma_min, since that is where a walk's last jump goes; the teacher's
-step from sigma_min to 0 is Euler's.  The paper's GAN is left out.  How often s is 0, the bound of b and the numbers are
+step from sigma_min to 0 is Euler's.  Where the teacher is guided and the data are not, the two terms disagree as s
+nears t; small walks never go there.  The paper's GAN is left out.  How often s is 0, the bound of b and the numbers are
 ours.
 """
 
@@ -166,7 +167,7 @@ class ConsistencyTrajectoryModel(ConsistencyTask):
         parts = {"trajectory": trajectory.detach(), "amplitude": amplitude}
         if config.denoising == 0:
             return trajectory, parts
-        denoising, weight = losses["denoising"].mean(), torch.tensor(config.denoising)
+        denoising, weight = losses["denoising"].mean(), trajectory.new_tensor(config.denoising)
         if config.balanced:
             last: Tensor = self.student.dit.proj_out.weight  # type: ignore[union-attr,assignment]
             weight = weight * balance(trajectory, denoising, last, config.largest_balance)

@@ -17,7 +17,7 @@ MARK, END = "<!-- methods -->", "<!-- end -->"
 _TITLES = {
     "test": "real, test",
     "validation": "real, validation (floor)",
-    "reconstruction": "test, reconstructed",
+    "reconstruction": "reconstruction",
     "noise": "noise (ceiling)",
 }
 Entry = dict[str, Any]

@@ -36,7 +36,7 @@ from presto_models.metrics.musicnn import MusicNN
 from presto_models.metrics.players import PipelinePlayers, Players
 from presto_models.metrics.report import shown
 from presto_models.metrics.speeds import interleaved, speedup
-from presto_models.metrics.splits import Splits, choose_splits, described
+from presto_models.metrics.splits import EncodesAndDecodes, Splits, choose_splits, described
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -92,12 +92,8 @@ def measure(options: MethodsOptions, rows: Sequence[Row], players: Players, tagg
         training_clips=options.training_clips,
     )
     table = _Table(options, rows, players, splits)
-    found = next((row for row in rows if "weights" in table.entries[row.name]), None)
-    if found is None:
-        raise ValueError(f"no row's checkpoint is there: {table.entries[rows[0].name]['left_out']}")
-    autoencoder = players.load(found).autoencoder
+    autoencoder, weights = _autoencoder(rows, players, table)
     measuring = Measuring(options, splits, autoencoder.sample_rate, tagger)
-    weights = table.entries[found.name]["weights"]
     table.set_references(weights, lambda: measuring.references(autoencoder, weights))
     for row in rows:
         entry = table.entries[row.name]
@@ -119,6 +115,18 @@ def measure(options: MethodsOptions, rows: Sequence[Row], players: Players, tagg
     if options.time_rounds and measured:
         _time(options, measured, players, [clip.caption for clip in splits.test], table)
     return table.result()
+
+
+def _autoencoder(rows: Sequence[Row], players: Players, table: _Table) -> tuple[EncodesAndDecodes, dict[str, str]]:
+    """That of the first row whose checkpoint can be used, and the weights of that checkpoint."""
+    for row in rows:
+        entry = table.entries[row.name]
+        try:
+            if "weights" in entry:
+                return players.load(row).autoencoder, entry["weights"]
+        except (ValueError, FileNotFoundError) as error:
+            entry["left_out"] = _reason(error)
+    raise ValueError(f"no row's checkpoint can be used: {table.entries[rows[0].name]['left_out']}")
 
 
 def _time(
@@ -144,7 +152,12 @@ def _time(
     for name, parts in times.items():
         faster = speedup(times[first]["pipeline_ms"], parts["pipeline_ms"]).as_dict() if first in times else None
         medians = {part: median(values) for part, values in parts.items()}
-        table.entries[name]["time"] = medians | {"speedup": faster, "over": first, "rounds": options.time_rounds}
+        table.entries[name]["time"] = medians | {
+            "speedup": faster,
+            "over": first,
+            "rounds": options.time_rounds,
+            "device": table.meta["device"],
+        }
     table.write()
 
 

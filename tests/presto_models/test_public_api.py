@@ -7,6 +7,7 @@ from pathlib import Path
 
 import presto_kernels
 import presto_models
+import presto_models.distill
 
 
 def sources():
@@ -14,13 +15,14 @@ def sources():
 
 
 def test_everything_promised_is_there_and_documented():
-    for name in presto_models.__all__:
-        assert inspect.getdoc(getattr(presto_models, name)), name
+    for package in (presto_models, presto_models.distill):
+        for name in package.__all__:
+            assert inspect.getdoc(getattr(package, name)), name
 
 
 def test_no_public_function_shares_a_name_with_a_submodule():
     modules = {info.name.rsplit(".", 1)[-1] for info in pkgutil.walk_packages(presto_models.__path__, "presto_models.")}
-    public = set(presto_models.__all__) | set(presto_models.diffusion.__all__)
+    public = set(presto_models.__all__) | set(presto_models.diffusion.__all__) | set(presto_models.distill.__all__)
     assert "samplers" in modules and not modules & public
 
 

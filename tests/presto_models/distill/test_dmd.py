@@ -473,7 +473,7 @@ def test_data_that_does_not_fit_is_refused(teacher_folder, latents_folder, tmp_p
     shifted = folder("shifted", mean=[9.0] * 4)
     with pytest.raises(ValueError, match=r"are not the teacher's: their mean is up to 3.0 standard deviations away"):
         make_task("presto-s", teacher_folder, shifted)
-    with pytest.raises(FileNotFoundError, match=r"no index.json"):
+    with pytest.raises(FileNotFoundError, match=r"no index\.json"):
         make_task("presto-s", teacher_folder, tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError):
         make_task("presto-s", tmp_path / "no teacher", latents_folder)

@@ -1,6 +1,7 @@
 """Rows from TOML, what a walk asks of the network, times in rounds, and diversity across seeds."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,6 +78,12 @@ def test_rows_are_read(tmp_path):
 def test_a_wrong_row_is_named(tmp_path, line, message):
     with pytest.raises(ValueError, match=message):
         rows_of(tmp_path, f'[[rows]]\nname = "bad"\ncheckpoint = "x"\n{line}\n')
+
+
+def test_the_rows_of_this_repository_fit():
+    rows = read_rows(Path(__file__).parents[3] / "bench" / "distillation.toml")
+    owed = ["presto-tiny", "presto-tiny", "ase", "presto-l", "cm", "presto-s", "presto-ls"]
+    assert [row.checkpoint for row in rows[:7]] == owed
 
 
 def test_a_file_without_rows_says_so(tmp_path):

@@ -100,6 +100,8 @@ class Troupe:
         return {"diffusion.safetensors": row.checkpoint}
 
     def load(self, row):
+        if row.checkpoint == "damaged":
+            raise ValueError("/some/folder/damaged/autoencoder.safetensors is not a whole file")
         return Tones(row, self.asked)
 
 
@@ -149,10 +151,13 @@ def left_out(result):
 
 def test_a_table_from_end_to_end(small):
     players, rows = Troupe(), [TEACHER, FAST, STUCK, Row("gone", "missing"), Row("nan", "broken")]
+    rows.append(Row("cut", "damaged"))
     result = measure(small, rows, players, Bands())
     assert json.loads(Path(small.out).read_text()) == json.loads(json.dumps(result))
     assert names(result) == ["teacher", "fast", "stuck"]
     assert left_out(result)["gone"] == "no checkpoint 'missing'" and "not finite" in left_out(result)["nan"]
+    assert left_out(result)["cut"] == "autoencoder.safetensors is not a whole file"
+    assert names(measure(small, [rows[-1], TEACHER], players, Bands())) == ["teacher"]
     teacher, fast, stuck = result["rows"][:3]
     assert stuck["diversity"]["value"] == pytest.approx(0, abs=1e-6) and teacher["diversity"]["value"] > 0.01
     assert fast["time"]["speedup"]["value"] == 100 / 20 and teacher["time"]["speedup"]["value"] == 1
@@ -246,7 +251,7 @@ def test_what_cannot_work_is_said_before_anything_is_made(small, tmp_path):
     for options, rows, message in (
         (replace(small, only=("slow",)), [TEACHER], "only: no rows slow; there are teacher"),
         (replace(small, seeds=1), [TEACHER], "seeds must be at least 2"),
-        (small, [Row("gone", "missing")], "no row's checkpoint is there: no checkpoint 'missing'"),
+        (small, [Row("gone", "missing")], "no row's checkpoint can be used: no checkpoint 'missing'"),
         (replace(small, shrinkage=0.0, clips=4), [TEACHER], "test has 8 embeddings of 8 dimensions"),
         (replace(small, clips=9), [TEACHER], "8 files of at least 1 s"),
     ):
