@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -123,13 +124,13 @@ def measure(options: InspectOptions) -> dict[str, Any]:
                 kept = schedule.kept(sigma)
                 spreads[name][index].add(edm.hidden(noisy, level, conditioning, kept, blocks=kept))
     return {
-        "options": asdict(options),
+        "options": {name: getattr(options, name) for name in ("crops", "latents", "levels", "seed")},
         "num_blocks": depth,
         "sigmas": sigmas,
         "walk": sorted(walk),
         "models": {
             name: {
-                "checkpoint": checkpoint,
+                "checkpoint": Path(checkpoint).name,
                 "blocks": [list(schedule.kept(sigma)) for sigma in sigmas],
                 "std": [spread.std() for spread in spreads[name]],
             }

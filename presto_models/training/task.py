@@ -100,7 +100,7 @@ class Task(ABC):
 
     def shard(self, module: nn.Module, mesh: Any) -> nn.Module:
         """Split a player's module for FSDP2; called before its optimiser exists."""
-        raise ValueError("strategy fsdp2 is for train diffusion; this model fits every device: use ddp")
+        raise ValueError("strategy fsdp2 is for train diffusion and distill; this model fits every device: use ddp")
 
     def to(self, device: torch.device) -> None:  # noqa: B027 most tasks hold nothing beside their players
         """Move what the task holds beside its players (frozen models) to the device."""
