@@ -65,8 +65,8 @@ class Sizes:
 
     @property
     def dit(self) -> DiTConfig:
-        named = self.config == "presto-tiny"
-        dit = DiTConfig(**read("presto-tiny", "diffusion")["model"]) if named else DiTConfig.named(self.config)
+        preset = self.config == "presto-tiny"
+        dit = DiTConfig(**read("presto-tiny", "diffusion")["model"]) if preset else DiTConfig.named(self.config)
         return replace(dit, num_blocks=self.blocks or dit.num_blocks)
 
     def method(self, name: str) -> Any:
@@ -124,7 +124,7 @@ def make_task(method: str, sizes: Sizes) -> DistillTask:
 
     task = Task(sizes.method(method))
     for seed, edm in enumerate(denoisers(task)):
-        if any(True for _ in edm.dit.parameters()) and edm is not task.real:
+        if edm is not task.real and next(edm.dit.parameters(), None) is not None:  # a moving average has none
             randomize_weights(edm.dit, seed=seed + 1)
     return task
 
