@@ -185,5 +185,5 @@ class ConsistencyTrajectoryModel(ConsistencyTask):
         return {"trajectory": trajectory} | ({"denoising": denoising} if self.config.denoising > 0 else {})
 
     def sampling(self) -> Sampling:
-        """Deterministic (gamma 0): what 2310.02279 takes for few steps; any other gamma runs too."""
+        """Deterministic (gamma 0), our choice for few steps; any other gamma runs too."""
         return self.few_steps("ctm")
