@@ -29,7 +29,9 @@ class DistillOptions:
     config: str = option("presto-tiny", "model sizes", choices=CONFIGS)
     methods: tuple[str, ...] = option(tuple(METHODS), "which methods", choices=tuple(METHODS))
     precision: str = option("bf16", "bf16: autocast over fp32 weights, as in training", choices=PRECISIONS)
-    batch: int | None = option(None, "samples in a step; without it the method's own, 4 beside presto-tiny")
+    batch: int | None = option(
+        None, "samples in a step; without it the method's own for presto-tiny, 4 for other sizes"
+    )
     latents: int | None = option(None, "length of a sample; without it the method's own, or the config's nominal one")
     blocks: int | None = option(None, "fewer blocks than the config has; each of them costs the same")
     device: str | None = option(None, "cpu or cuda; without it cuda where there is one", choices=("cpu", "cuda"))

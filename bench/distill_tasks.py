@@ -29,6 +29,7 @@ from presto_models.distill.dmd import PrestoLS, PrestoS, StepConfig
 from presto_models.distill.layers import LayerConfig, PrestoL
 from presto_models.distill.task import DistillBatch, DistillTask
 from presto_models.distill.teacher import Teacher
+from presto_models.distill.trajectory import ConsistencyTrajectoryModel, TrajectoryConfig
 from presto_models.text import Conditioner
 from presto_models.training.config import build, read
 from presto_models.training.examples import CropConfig, Examples, MusicCrops
@@ -41,6 +42,7 @@ METHODS: dict[str, tuple[type[Any], type[DistillTask]]] = {
     "presto-s": (StepConfig, PrestoS),
     "presto-ls": (StepConfig, PrestoLS),
     "cm": (ConsistencyConfig, ConsistencyModel),
+    "ctm": (TrajectoryConfig, ConsistencyTrajectoryModel),
 }
 CONFIGS = ("presto-tiny", "presto-32s", "tiny")
 GUIDANCE = 3.0  # presto-tiny's own: the teacher is asked with and without the text
@@ -63,8 +65,8 @@ class Sizes:
 
     @property
     def dit(self) -> DiTConfig:
-        named = self.config == "presto-tiny"
-        dit = DiTConfig(**read("presto-tiny", "diffusion")["model"]) if named else DiTConfig.named(self.config)
+        preset = self.config == "presto-tiny"
+        dit = DiTConfig(**read("presto-tiny", "diffusion")["model"]) if preset else DiTConfig.named(self.config)
         return replace(dit, num_blocks=self.blocks or dit.num_blocks)
 
     def method(self, name: str) -> Any:
@@ -122,7 +124,7 @@ def make_task(method: str, sizes: Sizes) -> DistillTask:
 
     task = Task(sizes.method(method))
     for seed, edm in enumerate(denoisers(task)):
-        if any(True for _ in edm.dit.parameters()) and edm is not task.real:
+        if edm is not task.real and next(edm.dit.parameters(), None) is not None:  # a moving average has none
             randomize_weights(edm.dit, seed=seed + 1)
     return task
 
@@ -241,11 +243,12 @@ class Training:
         return loss.detach()
 
     def results(self, name: str, player: Player, module: nn.Module | None = None, **changes: Any) -> dict[str, Tensor]:
-        """The loss of a turn and every gradient, by name."""
+        """The loss of a turn and the gradient of every parameter that is trained, by name; 0 where it has none."""
         loss = self.turn(name, player, module, **changes)
         with self.implementation(name):
-            named = (module or player.module).named_parameters()
-            return {"loss": loss} | {f"d {name}": p.grad for name, p in named if p.grad is not None}
+            trained = [(n, p) for n, p in (module or player.module).named_parameters() if p.requires_grad]
+            zeros = {f"d {name}": torch.zeros_like(p) for name, p in trained if p.grad is None}
+            return {"loss": loss} | zeros | {f"d {name}": p.grad for name, p in trained if p.grad is not None}
 
     @contextmanager
     def oracle(self) -> Iterator[str]:

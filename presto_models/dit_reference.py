@@ -1,7 +1,8 @@
 """The same transformer in plain PyTorch: what the fused one is checked against and timed beside.
 
 Written as one would write it for speed without kernels of one's own: fused QKV, scaled_dot_product_attention,
-F.layer_norm, F.rms_norm, F.silu, addcmul where a product is added, no casts but rotary's.  It shares no fused op with
+F.layer_norm, F.rms_norm, F.silu, addcmul where a product is added, no casts but rotary's and that of the QK-norms'
+weights under autocast (of two dtypes F.rms_norm would not be fused).  It shares no fused op with
 :mod:`presto_models.dit`, only the config, the data it is given, and the formulas of Fourier features and rotary.
 """
 
