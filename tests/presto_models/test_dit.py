@@ -122,8 +122,9 @@ def test_gradients_are_the_plain_models(blocks):
             leaf.grad = None
     names = [*map(str, range(len(leaves))), *sorted(dict(dit.named_parameters()))]
     for name, fused, plain in zip(names, *results, strict=True):
-        assert (fused is None) == (plain is None), name
-        if fused is not None:
+        if plain is None:  # trained rows of budgets have a gradient of zero in a full batch, for which DDP would wait
+            assert fused is None or (name == "condition.budget" and not fused.any()), name
+        else:
             torch.testing.assert_close(fused, plain, rtol=1e-8, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
 
 
