@@ -122,8 +122,8 @@ def test_gradients_are_the_plain_models(blocks):
             leaf.grad = None
     names = [*map(str, range(len(leaves))), *sorted(dict(dit.named_parameters()))]
     for name, fused, plain in zip(names, *results, strict=True):
-        if plain is None:  # budgets that no sample has: ours have a gradient of zero there, for DDP
-            assert fused is None or not fused.any(), name
+        if plain is None:  # trained rows of budgets have a gradient of zero in a full batch, for which DDP would wait
+            assert fused is None or (name == "condition.budget" and not fused.any()), name
         else:
             torch.testing.assert_close(fused, plain, rtol=1e-8, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
 
