@@ -15,7 +15,9 @@ CPU = torch.device("cpu")
 def test_both_sides_train_the_same_parameters():
     training = train.Training(OPTIONS, CPU)
     plain, ours = training.gradients(training.reference), training.gradients(training.presto)
-    assert plain.keys() == ours.keys() and len(plain) > 20
+    # Rows of budgets that no sample has get a gradient of zero from ours, for which DDP would wait, and none from plain.
+    assert ours.keys() - plain.keys() <= {"condition.budget"} and plain.keys() <= ours.keys() and len(plain) > 20
+    assert not ours["condition.budget"].any()
     for name in plain:
         torch.testing.assert_close(ours[name], plain[name], rtol=1e-3, atol=1e-4)
 
