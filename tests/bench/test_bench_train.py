@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 def test_both_sides_train_the_same_parameters():
     training = train.Training(OPTIONS, CPU)
     plain, ours = training.gradients(training.reference), training.gradients(training.presto)
-    # Rows of budgets that no sample has get a gradient of zero from ours, for which DDP would wait, and none from plain.
+    # Rows of budgets that no sample has get a gradient of zero from ours, for which DDP would wait; plain gives none.
     assert ours.keys() - plain.keys() <= {"condition.budget"} and plain.keys() <= ours.keys() and len(plain) > 20
     assert not ours["condition.budget"].any()
     for name in plain:
