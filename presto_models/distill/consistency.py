@@ -11,6 +11,7 @@ baked into the student, or drawn for each sample and told to it (the students of
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -111,9 +112,9 @@ class ConsistencyTask(DistillTask):
         self.loss_module: Any = module
         self.players = (Player("student", module),)
 
+    @abstractmethod
     def draw(self, quantile: float, random: torch.Generator) -> tuple[list[float], dict[str, float]]:
         """The levels of the teacher's walk from a place in the table, 0 the noisiest, 1 the cleanest; other levels."""
-        raise NotImplementedError
 
     def batch(self, step: int, part: int, parts: int) -> ConsistencyBatch:
         config = self.config
@@ -168,9 +169,9 @@ class ConsistencyTask(DistillTask):
         # Every process measures all of it: the mean over them is the distance.
         return sums | {"latent_distance": (torch.tensor(self.latent_distance()), torch.ones(()))}
 
+    @abstractmethod
     def losses(self, module: nn.Module, batch: ConsistencyBatch) -> dict[str, Tensor]:
         """Each named loss ``[B]``; sets ``batch.seen``."""
-        raise NotImplementedError
 
     def few_steps(self, sampler: str) -> Sampling:
         """Four steps; with the teacher's scale, held to the range, for a student that is told it."""

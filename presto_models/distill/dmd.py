@@ -35,6 +35,7 @@ from presto_models.diffusion_config import DiffusionConfig, load_diffusion
 from presto_models.distill.discriminator import SHORTEST, Discriminator, discriminator_loss, generator_loss
 from presto_models.distill.draws import check_cleanest, check_strata, inference_sigmas, stratified, training_sigmas
 from presto_models.distill.layers import check_share, train_what_runs
+from presto_models.distill.ode import guided
 from presto_models.distill.task import DistillBatch, DistillConfig, DistillTask
 from presto_models.training.seeding import generator, seeded_weights
 from presto_models.training.task import DivergedError, Player
@@ -282,9 +283,7 @@ class PrestoS(DistillTask):
             if self.guidance == 1:
                 real = self.real(noisy, sigma, conditioning)
             else:
-                twice = torch.cat((noisy, noisy)), torch.cat((sigma, sigma)), conditioning.with_null()
-                conditional, unconditional = self.real(*twice).chunk(2)
-                real = torch.lerp(unconditional, conditional, self.guidance)
+                real = guided(self.real, conditioning, torch.full_like(sigma, self.guidance))(noisy, sigma)
         return matching_gradient(generated, real, fake)
 
     def _adversarial(self, generated: Tensor, batch: StepBatch, conditioning: Conditioning) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -162,9 +163,9 @@ class DistillTask(Task):
         """bf16 for what runs inside: the networks and nothing around them."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.low)
 
+    @abstractmethod
     def sampling(self) -> Sampling:
         """How the student is sampled."""
-        raise NotImplementedError
 
     def schedule(self) -> LayerSchedule | None:
         """Which blocks of the student run at which noise level; None: all."""
