@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bench import decode, distill, docs, latency, ops, quality, steps, train, tune
-from bench.cli import add_options, from_namespace
+from bench.cli import BadOption, add_options, from_namespace
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "latency": (latency.LatencyOptions, latency.run),
@@ -36,7 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         add_options(commands.add_parser(name, help=summary, description=summary), options)
     namespace = parser.parse_args(arguments)
     options, run = COMMANDS[namespace.command]
-    return run(from_namespace(options, namespace))
+    try:
+        return run(from_namespace(options, namespace))
+    except BadOption as error:
+        print(f"python -m bench {namespace.command}: error: {error}", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

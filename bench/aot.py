@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from rich.table import Table
 
 from bench import counting, machine, show
 from bench.op_cases import OPS
-from bench.results import Row, write_json
+from bench.results import Report, Row
 from presto_kernels.testing.aot import ARCHS, AotRecord, compile_all
 
 BATCH, TOKENS, WIDTH = 2, 1379, 1024
@@ -26,7 +27,8 @@ def run(json: str | None) -> int:
         result = compile_all(progress=lambda done, total, _: on_progress(done / total))
     rows = [record_row(record) for record in result.records]
     if json is not None:
-        write_json(json, {"shape": [BATCH, TOKENS, WIDTH], "rows": rows, "skipped": result.skipped})
+        meta = machine.meta(torch.device("cpu")) | {"shape": [BATCH, TOKENS, WIDTH], "skipped": result.skipped}
+        Report(meta, rows, bench="aot").save(json)
     for implementation in ("cuda", "triton"):
         of_it = [row for row in rows if row["implementation"] == implementation and _is_shown(row)]
         if of_it:

@@ -15,6 +15,17 @@ from typing import Any, TypeVar
 Options = TypeVar("Options")
 
 
+class BadOption(SystemExit):
+    """An option that cannot be: exit status 2, as argparse's own errors have; `main` prints the message."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(2)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
 def option(default: Any, help: str, *, choices: Sequence[Any] | None = None) -> Any:
     """A dataclass field that knows its help text and, where there are few, its legal values."""
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices})

@@ -18,13 +18,12 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import checks, cuda, machine, measure, show
+from bench import checks, cuda, machine, measure, results, show
 from bench.cli import option
-from bench.names import COMPILE, PRESTO, REFERENCE
-from bench.results import Report, ratio_fields
+from bench.names import CHUNKED, COMPILE, PRESTO, REFERENCE
+from bench.results import Report, ratio_fields, timing_fields
 from presto_models.autoencoders import Oobleck, OobleckConfig, oobleck_from_state_dict
 
-CHUNKED = "chunked"
 CHECKED_LATENTS = 24  # longer than the decoder's context on both sides, short enough for float64
 RATIOS = {
     "reference_over_presto": (REFERENCE, PRESTO),
@@ -117,9 +116,7 @@ def run(options: DecodeOptions) -> int:
     if options.only is not None:
         print(peak_bytes(options, device))
         return 0
-    with show.stage("copy and matmul ceilings"):
-        report = Report(machine.meta(device, machine.measure_ceilings(device, [options.dtype])))
-    show.console.print(show.machine_line(report.meta))
+    report = results.start("decode", options, device, [options.dtype])
     peaks = memory(options) if options.memory else {}
     with show.stage("random weights"):
         decoding = Decoding(options, device)
@@ -151,9 +148,7 @@ def run(options: DecodeOptions) -> int:
         report.rows.append(
             {
                 "implementation": name,
-                "rounds": samples.rounds,
-                "ms_p50": p50,
-                "ms_p95": samples.percentile(name, 95),
+                **timing_fields(samples, name),
                 "bound_share": None if p50 is None else round(bound / p50, 4),
                 "peak_bytes": peaks.get(name),
                 **ratio_fields("reference_over_this", measure.paired_ratio(samples, REFERENCE, name)),

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from rich.table import Table
 
-from bench import distill_kept, machine, measure, show
+from bench import distill_kept, machine, measure, results, show
 from bench.cli import option
 from bench.distill_tasks import CONFIGS, METHODS, Sizes, Training, check, timer_of
 from bench.names import COMPILE, PRESTO, REFERENCE
-from bench.results import Report, ratio_fields
+from bench.results import Report, ratio_fields, timing_fields
 from presto_models.training.config import PRECISIONS
 from presto_models.training.task import Player
 
@@ -51,9 +51,7 @@ class DistillOptions:
 def run(options: DistillOptions) -> int:
     """Checks, times and prints. Exit status 1 where an implementation was refused."""
     device = machine.pick_device(options.device)
-    with show.stage("copy and matmul ceilings"):
-        report = Report(machine.meta(device, machine.measure_ceilings(device, [options.precision])))
-    show.console.print(show.machine_line(report.meta))
+    report = results.start("distill", options, device, [options.precision])
     report.summary |= {"config": options.config, "precision": options.precision, "blocks": options.sizes.dit.num_blocks}
     if options.kept:
         interrupted = distill_kept.run(report, options, device)
@@ -100,9 +98,7 @@ def cost(method: str, report: Report, options: DistillOptions, device: torch.dev
                     **about,
                     "turn": turn,
                     "implementation": name,
-                    "rounds": times.rounds,
-                    "ms_p50": times.percentile(name, 50),
-                    "ms_p95": times.percentile(name, 95),
+                    **timing_fields(times, name),
                     **ratio_fields("reference_over_this", measure.paired_ratio(times, REFERENCE, name)),
                 }
             )

@@ -16,9 +16,10 @@ import torch
 from rich.table import Table
 
 from bench import measure, show
+from bench.cli import BadOption
 from bench.distill_tasks import Training, check, timer_of
 from bench.names import PRESTO
-from bench.results import Report, ratio_fields
+from bench.results import Report, ratio_fields, timing_fields
 from presto_models.distill.layers import LayerLoss
 from presto_models.files import written_beside
 from presto_models.plots import check_plot_path
@@ -34,7 +35,7 @@ def run(report: Report, options: DistillOptions, device: torch.device) -> bool:
     if options.plot is not None:
         check_plot_path(options.plot)
     if not all(0 < share <= 1 for share in options.shares):
-        raise SystemExit(f"--shares: {' '.join(map(str, options.shares))}; each must be above 0 and at most 1")
+        raise BadOption(f"--shares: {' '.join(map(str, options.shares))}; each must be above 0 and at most 1")
     with show.stage("random weights"):
         training = Training("presto-l", options.sizes, device)
     (player,), depth, size = training.task.players, options.sizes.dit.num_blocks, len(training.batch.names)
@@ -105,9 +106,7 @@ def summarise(report: Report, samples: measure.Samples, series: str, cases: dict
                 "series": series,
                 "kept_share": round(share, 4),
                 "budgets": budgets,
-                "rounds": samples.rounds,
-                "ms_p50": samples.percentile(name, 50),
-                "ms_p95": samples.percentile(name, 95),
+                **timing_fields(samples, name),
                 **ratio_fields("over_full", measure.median_interval(ratios)),
                 **ratio_fields("deviation", deviation),
             }

@@ -14,11 +14,11 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from bench import counting_dit, cuda, machine, measure, show, stages, targets
-from bench.cli import option
+from bench import counting_dit, cuda, machine, measure, results, show, stages, targets
+from bench.cli import BadOption, option
 from bench.generation import Generation, Implementation, Setup
 from bench.names import COMPILE, GRAPH, PRESTO, REFERENCE, SCHEDULED
-from bench.results import Report, Row, ratio_fields
+from bench.results import Report, Row, ratio_fields, timing_fields
 
 RATIOS = {
     "reference_over_presto": (REFERENCE, PRESTO),
@@ -67,15 +67,13 @@ def run(options: LatencyOptions) -> int:
 
 
 @torch.no_grad()
-def prepare(options: LatencyOptions) -> tuple[Generation, Report]:
+def prepare(options: LatencyOptions, bench: str = "latency") -> tuple[Generation, Report]:
     """The ceilings of this machine, and a generation with random weights."""
     if options.steps < 1:
-        raise SystemExit(f"--steps: must be at least 1, got {options.steps}")
+        raise BadOption(f"--steps: must be at least 1, got {options.steps}")
     device = machine.pick_device(options.device)
     setup = Setup(options.config, options.steps, options.dtype, options.guidance, device)
-    with show.stage("copy and matmul ceilings"):
-        report = Report(machine.meta(device, machine.measure_ceilings(device, [options.dtype])))
-    show.console.print(show.machine_line(report.meta))
+    report = results.start(bench, options, device, [options.dtype])
     with show.stage(f"{options.config}: random weights, text, modulation"):
         return Generation(setup), report
 
@@ -248,9 +246,7 @@ def step_rows(
                     "step": "all" if part is None else part,
                     "sigma": None if part is None else generation.sigmas[part],
                     "blocks": sum(blocks),
-                    "rounds": samples.rounds,
-                    "ms_p50": p50,
-                    "ms_p95": samples.percentile(name, 95, part),
+                    **timing_fields(samples, name, part),
                     **ratio_fields("reference_over_this", measure.paired_ratio(samples, reference, name, part)),
                     "flops": flops,
                     "tflops": flops / p50 / 1e9,

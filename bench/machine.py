@@ -22,6 +22,8 @@ from typing import Any
 
 import torch
 
+from bench.cli import BadOption
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -36,7 +38,7 @@ class Ceilings:
 def pick_device(name: str | None) -> torch.device:
     """`cpu`, `cuda`, or (None) cuda where there is one."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("--device cuda: this PyTorch sees no CUDA device; use --device cpu")
+        raise BadOption("--device cuda: this PyTorch sees no CUDA device; use --device cpu")
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 

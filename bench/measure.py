@@ -7,6 +7,7 @@ is the median of those ratios with a bootstrap interval.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -134,6 +135,30 @@ def median_interval(values: np.ndarray, *, resamples: int = 2000) -> Ratio | Non
     picks = np.random.default_rng(0).integers(0, len(values), size=(resamples, len(values)))
     low, high = np.percentile(np.median(values[picks], axis=1), [2.5, 97.5])
     return Ratio(float(np.median(values)), float(low), float(high), len(values))
+
+
+def percentile_interval(values: np.ndarray, percent: float, confidence: float = 0.95) -> list[float] | None:
+    """Between which two of the sorted values the true percentile lies, whatever the distribution; None with too few.
+
+    The number of values below the percentile is binomial, so the ranks are that distribution's tails (order statistics;
+    Conover, Practical Nonparametric Statistics, 3.2).  The p99 needs 368 values, the p95 72, the median 6.
+    """
+    count, share, tail = len(values), percent / 100, (1 - confidence) / 2
+    logs = [
+        math.lgamma(count + 1)
+        - math.lgamma(k + 1)
+        - math.lgamma(count - k + 1)
+        + k * math.log(share)
+        + (count - k) * math.log1p(-share)
+        for k in range(count + 1)
+    ]
+    below = np.cumsum(np.exp(logs))  # below[k]: probability that at most k values lie below the percentile
+    low = int(np.searchsorted(below, tail, side="right")) - 1  # the largest rank with at most `tail` below it
+    high = int(np.searchsorted(below, 1 - tail))
+    if low < 0 or high >= count:
+        return None
+    ordered = np.sort(values)
+    return [float(ordered[low]), float(ordered[high])]
 
 
 def repeats_for(

@@ -14,10 +14,10 @@ from rich.table import Table
 from torch import Tensor
 
 import presto_kernels
-from bench import checks, cuda, machine, measure, op_timers, show
+from bench import checks, cuda, machine, measure, op_timers, results, show
 from bench.cli import option
 from bench.op_cases import OPS, Case, Outputs
-from bench.results import Report, Row, ratio_fields
+from bench.results import Report, Row, ratio_fields, timing_fields
 
 COPY = "copy"
 
@@ -64,10 +64,7 @@ def run(options: OpsOptions) -> int:
         for backward in ((False, True) if options.backward and OPS[op].backward else (False,))
         for shape in options.shapes or OPS[op].shapes[: 1 if options.first else None]
     ]
-    with show.stage("copy and matmul ceilings"):
-        ceilings = machine.measure_ceilings(device, options.dtype)
-    report = Report(machine.meta(device, ceilings))
-    show.console.print(show.machine_line(report.meta))
+    report = results.start("ops", options, device, options.dtype)
     for number, case in enumerate(cases, 1):
         try:
             rows, interrupted = measure_case(case, options, report, f"{number}/{len(cases)} {case.key}")
@@ -228,9 +225,7 @@ def _rows(case: Case, samples: measure.Samples, mode: str, report: Report) -> li
             "mode": mode,
             "implementation": name,
             "auto": name == auto,
-            "rounds": samples.rounds,
-            "ms_p50": p50,
-            "ms_p95": samples.percentile(name, 95),
+            **timing_fields(samples, name),
             "bytes": count.bytes,
             "bytes_formula": count.bytes_formula,
             "flops": count.flops,

@@ -11,7 +11,7 @@ import torch
 from rich.table import Table
 
 from bench import counting_dit, latency, machine, op_profile, show
-from bench.cli import option
+from bench.cli import BadOption, option
 from bench.generation import Generation, Implementation
 from bench.names import PRESTO, REFERENCE
 from bench.results import Report, Row
@@ -39,7 +39,7 @@ class StepsOptions:
 def run(options: StepsOptions) -> int:
     """Prints the table of steps and the table of ops. Exit status 1 where an implementation was refused."""
     if not 0 <= options.step < options.steps:
-        raise SystemExit(f"--step: must be from 0 to {options.steps - 1}, got {options.step}")
+        raise BadOption(f"--step: must be from 0 to {options.steps - 1}, got {options.step}")
     as_latency = latency.LatencyOptions(
         config=options.config,
         steps=options.steps,
@@ -51,7 +51,7 @@ def run(options: StepsOptions) -> int:
         seconds=options.seconds,
         json=options.json,
     )
-    generation, report = latency.prepare(as_latency)
+    generation, report = latency.prepare(as_latency, "steps")
     try:
         with torch.no_grad():
             found = latency.implementations(generation, as_latency, report)

@@ -15,11 +15,11 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from bench import checks, cuda, machine, measure, show
+from bench import checks, cuda, machine, measure, results, show
 from bench.cli import option
 from bench.generation import TEXT_TOKENS
 from bench.names import COMPILE, PRESTO, REFERENCE
-from bench.results import Report, ratio_fields
+from bench.results import Report, ratio_fields, timing_fields
 from presto_models import EDM, Conditioning, DiT, DiTConfig, ReferenceDiT, edm_loss, randomize_weights
 
 RATIOS = {"reference_over_presto": (REFERENCE, PRESTO), "compile_over_presto": (COMPILE, PRESTO)}
@@ -78,9 +78,7 @@ def run(options: TrainOptions) -> int:
     if options.only is not None:
         print(peak_bytes(options, device))
         return 0
-    with show.stage("copy and matmul ceilings"):
-        report = Report(machine.meta(device, machine.measure_ceilings(device, [options.dtype])))
-    show.console.print(show.machine_line(report.meta))
+    report = results.start("train", options, device, [options.dtype])
     report.summary |= {"config": options.config, "batch": options.batch, "dtype": options.dtype}
     peaks = memory(options) if options.memory else {}
     with show.stage("random weights"):
@@ -110,9 +108,7 @@ def run(options: TrainOptions) -> int:
         report.rows.append(
             {
                 "implementation": name,
-                "rounds": samples.rounds,
-                "ms_p50": samples.percentile(name, 50),
-                "ms_p95": samples.percentile(name, 95),
+                **timing_fields(samples, name),
                 "peak_bytes": peaks.get(name),
                 **ratio_fields("reference_over_this", ratio),
             }

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bench import counting, machine
+from bench.cli import BadOption
 
 Shape = tuple[int, ...]
 Outputs = tuple[Tensor, ...]
@@ -62,10 +63,10 @@ class Op:
     small: tuple[str, ...] = ()
 
     def parse(self, text: str) -> Shape:
-        """ "2x1379x1024" as numbers; `SystemExit` naming the axes where it does not fit."""
+        """ "2x1379x1024" as numbers; `BadOption` naming the axes where it does not fit."""
         sizes = text.split("x")
         if len(sizes) != len(self.axes.split("x")) or not all(size.isdigit() and int(size) > 0 for size in sizes):
-            raise SystemExit(f"--shapes: {text!r} is no {self.axes} such as {self.shapes[0]}, which {self.name} takes")
+            raise BadOption(f"--shapes: {text!r} is no {self.axes} such as {self.shapes[0]}, which {self.name} takes")
         return tuple(map(int, sizes))
 
 

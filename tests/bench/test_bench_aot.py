@@ -74,4 +74,4 @@ def test_the_table_puts_targets_side_by_side_and_shows_their_worst(monkeypatch, 
     assert "skipped: CUDA kernels: no nvcc" in output
     read = json.loads((tmp_path / "aot.json").read_text())
     assert len(read["rows"]) == 5
-    assert read["skipped"] == ["CUDA kernels: no nvcc"]
+    assert read["meta"]["skipped"] == ["CUDA kernels: no nvcc"]

@@ -5,7 +5,7 @@ is whole.
 import numpy as np
 import pytest
 
-from bench.measure import cpu_timer, interleave, paired_ratio, repeats_for
+from bench.measure import cpu_timer, interleave, paired_ratio, percentile_interval, repeats_for
 
 
 class FakeClock:
@@ -98,6 +98,23 @@ def test_nothing_measured_gives_no_ratio_and_no_percentile():
     assert paired_ratio(samples, "a", "b") is None
     assert samples.percentile("a", 50) is None
     assert paired_ratio(samples, "a", "not measured") is None
+
+
+@pytest.mark.parametrize(("percent", "fewest"), [(50, 6), (95, 72), (99, 368)])
+def test_an_interval_of_a_percentile_needs_enough_values(percent, fewest):
+    values = np.random.default_rng(0).random(fewest)
+    assert percentile_interval(values[:-1], percent) is None
+    low, high = percentile_interval(values, percent)
+    assert low < high and {low, high} <= set(values)
+
+
+def test_an_interval_of_a_percentile_holds_the_truth_as_often_as_it_says():
+    draw = np.random.default_rng(1)
+    held = 0
+    for _ in range(400):
+        low, high = percentile_interval(draw.exponential(size=200), 95)
+        held += low <= -np.log(0.05) <= high
+    assert 0.93 < held / 400 <= 1
 
 
 def test_what_prepares_a_call_is_not_timed():

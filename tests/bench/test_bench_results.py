@@ -3,11 +3,12 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from bench import show
 from bench.measure import Ratio
-from bench.results import Report, ratio_fields, write_json
+from bench.results import Report, ratio_fields, sample_fields, write_json
 
 
 def printed(renderable):
@@ -17,13 +18,16 @@ def printed(renderable):
 
 
 def test_a_report_round_trips(tmp_path):
-    report = Report({"device": "x"}, rows=[{"ms": 1.5}], summary=ratio_fields("a_over_b", Ratio(1.25, 1.2, 1.3, 9)))
+    row = {"op": "swiglu", "implementation": "presto cpu", "ms": 1.5}
+    report = Report({"device": "x"}, rows=[row], summary=ratio_fields("a_over_b", Ratio(1.25, 1.2, 1.3, 9)))
     report.refuse(ValueError("shape is wrong\nsecond line"), implementation="ours")
     report.save(tmp_path / "new folder" / "r.json")
     read = json.loads((tmp_path / "new folder" / "r.json").read_text())
     assert read == {
+        "schema_version": 2,
+        "bench": "unnamed",
         "meta": {"device": "x"},
-        "rows": [{"ms": 1.5}],
+        "rows": [{"key": "swiglu/presto cpu", "op": "swiglu", "implementation": "presto cpu", "ms": 1.5}],
         "summary": {"a_over_b": 1.25, "a_over_b_interval": [1.2, 1.3]},
         "refused": [{"implementation": "ours", "reason": "ValueError: shape is wrong"}],
     }
@@ -37,6 +41,24 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path):
             write_json(path, bad)
     assert json.loads(path.read_text()) == {"good": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_rows_that_cannot_be_told_apart_are_not_written(tmp_path):
+    rows = [{"op": "swiglu", "ms_p50": 1.0}, {"op": "swiglu", "ms_p50": 2.0}]
+    with pytest.raises(ValueError, match="'swiglu'"):
+        Report({}, rows=rows).save(tmp_path / "r.json")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_rows_times_are_all_there():
+    fields = sample_fields(np.arange(1.0, 401.0))
+    assert (fields["rounds"], fields["ms_p50"], fields["ms_p99"]) == (400, 200.5, pytest.approx(396.01))
+    low, high = fields["ms_p99_interval"]
+    assert low < 396 < high <= 400
+    assert fields["samples_ms"][:2] == [1.0, 2.0]
+    few = sample_fields(np.arange(1.0, 11.0))
+    assert few["ms_p99_interval"] is None and few["ms_p50_interval"][0] < 5.5
+    assert sample_fields(np.array([]))["ms_p50"] is None
 
 
 def test_no_ratio_adds_nothing():
