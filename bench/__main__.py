@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bench import decode, distill, docs, latency, ops, quality, steps, train, tune
+from bench import decode, distill, docs, latency, ops, quality, scaling, steps, train, tune
 from bench.cli import BadOption, add_options, from_namespace
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "decode": (decode.DecodeOptions, decode.run),
     "ops": (ops.OpsOptions, ops.run),
     "quality": (quality.QualityOptions, quality.run),
+    "scaling": (scaling.ScalingOptions, scaling.run),
     "docs": (docs.DocsOptions, docs.run),
     "tune": (tune.TuneOptions, tune.run),
 }
