@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bench import decode, distill, docs, latency, ops, quality, scaling, steps, train, tune
+from bench import ablate, decode, distill, docs, latency, ops, quality, scaling, steps, train, tune
 from bench.cli import BadOption, add_options, from_namespace
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "distill": (distill.DistillOptions, distill.run),
     "decode": (decode.DecodeOptions, decode.run),
     "ops": (ops.OpsOptions, ops.run),
+    "ablate": (ablate.AblateOptions, ablate.run),
     "quality": (quality.QualityOptions, quality.run),
     "scaling": (scaling.ScalingOptions, scaling.run),
     "docs": (docs.DocsOptions, docs.run),

@@ -49,6 +49,7 @@ def draw(report: Report, path: str) -> None:
         panel.xaxis.set_minor_formatter(NullFormatter())
         panel.xaxis.minorticks_off()
         panel.yaxis.set_major_formatter(plain)
+        panel.set_ylim(top=3 * panel.get_ylim()[1])  # room for the legend
         panel.grid(alpha=0.3)
         panel.legend(title="exponent (95 %)", fontsize="small", title_fontsize="small", loc="upper left")
     settings = report.meta["settings"]
