@@ -1,5 +1,5 @@
-"""`python -m bench ablate`: what each optimisation is worth: switched off, one at a time, beside everything on and beside
-plain PyTorch, on the same weights, all interleaved in one run.
+"""`python -m bench ablate`: what each optimisation is worth: switched off, one at a time, beside everything on and
+beside plain PyTorch, on the same weights, all interleaved in one run.
 
 A generation has three parts: what is prepared before the first step, the steps with the noise between them, and the
 decoder. An ablation is timed on the parts it touches; its total is made of these and of the other parts with everything
@@ -233,8 +233,13 @@ def summarise(samples: measure.Samples, found: dict[str, Variant]) -> dict[str, 
         saved[name] = ratio_fields("ms", gain)
         if fits.unsure(gain.median, gain):
             unsure.append(name)
-    warnings = [f"warning: interval wider than what is saved, so not told from nothing: {', '.join(unsure)}"]
-    return {"rounds": samples.rounds, "all_on_ms": _medians(samples, found), "saved": saved, "warnings": warnings if unsure else []}
+    warning = f"warning: interval wider than what is saved, so not told from nothing: {', '.join(unsure)}"
+    return {
+        "rounds": samples.rounds,
+        "all_on_ms": _medians(samples, found),
+        "saved": saved,
+        "warnings": [warning] if unsure else [],
+    }
 
 
 def _medians(samples: measure.Samples, found: dict[str, Variant]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from presto_kernels import LayerSchedule
 from presto_models import ReferenceDiT
 
 Results = dict[str, Tensor]
+Call = Callable[[], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class Judge:
                 results = _results(made, parts, _directly if ablation.eager else self._as_timed)
             oracles, plains = self._expected(made, parts)
             names = list(results)
-            checks.check(name, *([of[n] for n in names] for of in (results, oracles, plains)), names, rowwise=False)
+            expected, plain = ([of[each] for each in names] for of in (oracles, plains))
+            checks.check(name, list(results.values()), expected, plain, names, rowwise=False)
         except Exception as error:
             return Verdict(error, "wrong")
         if name == ALL_ON:
@@ -100,33 +102,27 @@ class Judge:
             plains |= self._decoded[1]
         return oracles, plains
 
-    def _as_timed(self, call: Callable[[], Tensor | list[Tensor]]) -> Tensor | list[Tensor]:
+    def _as_timed(self, call: Call) -> list[Tensor]:
         """On CUDA through a graph's replay, which is what is timed."""
         if self.product.engine.device.type != "cuda":
             return call()
         cuda.warm_up(call)
-        graph, (result,) = cuda.capture([call])
+        graph, (results,) = cuda.capture([call])
         graph.replay()
         torch.cuda.synchronize()
-        return [t.clone() for t in result] if isinstance(result, list) else result.clone()  # type: ignore[attr-defined]
+        return [result.clone() for result in cast(list[Tensor], results)]
 
 
-def _directly(call: Callable[[], Tensor | list[Tensor]]) -> Tensor | list[Tensor]:
+def _directly(call: Call) -> list[Tensor]:
     return call()
 
 
-def _results(
-    product: Product,
-    parts: Sequence[str],
-    run: Callable[[Callable[[], Tensor | list[Tensor]]], Tensor | list[Tensor]],
-) -> Results:
+def _results(product: Product, parts: Sequence[str], run: Callable[[Call], list[Tensor]]) -> Results:
     found: Results = {}
     if tuple(parts) != (DECODE,):
         denoise = product.engine.prepare(product.plan, product.conditioning)
         for name, x, sigma in _checked(product):
-            result = run(partial(denoise, x, sigma))
-            assert isinstance(result, Tensor)
-            found[name] = result
+            (found[name],) = run(lambda x=x, sigma=sigma: [denoise(x, sigma)])  # type: ignore[misc]
     if DECODE in parts:
         found |= _named(run(product.decoded))
     return found
@@ -134,10 +130,11 @@ def _results(
 
 def _checked(product: Product) -> list[tuple[str, Tensor, float]]:
     levels = product.plan.sampling.levels
-    return [(f"denoised at {sigma:.3g}", product.noisy(sigma), sigma) for sigma in dict.fromkeys((levels[0], levels[-1]))]
+    ends = dict.fromkeys((levels[0], levels[-1]))
+    return [(f"denoised at {sigma:.3g}", product.noisy(sigma), sigma) for sigma in ends]
 
 
-def _named(decoded: Tensor | Sequence[Tensor]) -> Results:
+def _named(decoded: Sequence[Tensor]) -> Results:
     return {f"decoded {index}": t for index, t in enumerate(decoded)}
 
 

@@ -10,7 +10,7 @@ import importlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import torch
@@ -21,6 +21,7 @@ import presto_kernels as fused
 from bench import plain_ops as plain
 from bench.product import DECODE, PARTS, PREPARE, STEPS, Denoise, Product
 from presto_models import Conditioning, DiT, classifier_free
+from presto_models.dit import Block
 from presto_models.embeddings import rotary_tables
 from presto_models.engine import Plan
 from presto_models.precomputed import Step, TextCache
@@ -107,7 +108,7 @@ def prologue_missing(product: Product) -> str | None:
             seen.append(str(func))
             return func(*args, **(kwargs or {}))
 
-    attention = product.dit.blocks[0].self_attention
+    attention = cast(Block, product.dit.blocks[0]).self_attention
     config, like = product.dit.config, attention.qkv.weight
     h = torch.zeros(1, product.plan.length, config.dim, dtype=like.dtype, device=like.device)
     with torch.no_grad(), Watch():
@@ -129,7 +130,7 @@ class ProjectedEachTime:
         self.dit, self.tokens = dit, tokens
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return self.dit.blocks[index].cross_attention.keys_values(self.tokens)  # type: ignore[operator, union-attr]
+        return cast(Block, self.dit.blocks[index]).cross_attention.keys_values(self.tokens)
 
 
 def uncached(*, modulation: bool, text: bool) -> Callable[[Product], AbstractContextManager[Product]]:
@@ -208,9 +209,13 @@ def plain_decode(product: Product) -> Iterator[Product]:
 @contextmanager
 def all_plain(product: Product) -> Iterator[Product]:
     """Plain PyTorch: its own network and decoder, all blocks, nothing computed before the first step."""
-    with all_blocks(product) as full, PLAIN_SAMPLER(full), plain_decode(full):
-        with mock.patch.object(full.engine, "prepare", lambda plan, conditioning: full.plain_denoiser()):
-            yield full
+    with (
+        all_blocks(product) as full,
+        PLAIN_SAMPLER(full),
+        plain_decode(full),
+        mock.patch.object(full.engine, "prepare", lambda plan, conditioning: full.plain_denoiser()),
+    ):
+        yield full
 
 
 def only(*parts: str) -> Callable[[Product], tuple[str, ...]]:

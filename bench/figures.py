@@ -1,4 +1,4 @@
-"""Plots that a command draws when asked: the path is checked before anything is measured, the file is whole or absent."""
+"""Plots that a command draws when asked: the path is checked before anything is measured, a file is whole or absent."""
 
 from __future__ import annotations
 

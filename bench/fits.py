@@ -22,9 +22,9 @@ from bench.measure import Ratio
 class Fit:
     """Both fits of one cost over one axis.
 
-    ``exponent``: p.  ``coefficient``: c, median over rounds.  ``fixed_ms``: a.  ``fixed_share``: a / (a + b base), below
-    0 where the cost bends upward and no fixed part is seen.  ``deviation``: of the medians from c value^p, the largest,
-    relative, with its sign: what a straight line in a log-log plot cannot say.
+    ``exponent``: p.  ``coefficient``: c, median over rounds.  ``fixed_ms``: a.  ``fixed_share``: a / (a + b base),
+    below 0 where the cost bends upward and no fixed part is seen.  ``deviation``: of the medians from c value^p, the
+    largest, relative, with its sign: what a straight line in a log-log plot cannot say.
     """
 
     exponent: Ratio

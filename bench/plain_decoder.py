@@ -72,8 +72,8 @@ def _plain(layer: nn.Module) -> nn.Module:
 
 def _convolution(weight: Tensor, bias: Tensor | None, *, padding: int = 0, dilation: int = 1) -> nn.Conv1d:
     out_channels, channels, kernel = weight.shape
-    options = {"padding": padding, "dilation": dilation, "bias": bias is not None}
-    module = nn.Conv1d(channels, out_channels, kernel, device="meta", **options)
+    with torch.device("meta"):
+        module = nn.Conv1d(channels, out_channels, kernel, padding=padding, dilation=dilation, bias=bias is not None)
     module.weight, module.bias = _copy(weight), None if bias is None else _copy(bias)
     return module
 

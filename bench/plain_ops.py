@@ -75,7 +75,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, key_lengths: Tensor | None = N
     mask = None
     if key_lengths is not None:
         mask = (torch.arange(k.shape[1], device=k.device) < key_lengths.unsqueeze(1))[:, None, None]
-    y = F.scaled_dot_product_attention(*(t.transpose(1, 2) for t in (q, k, v)), attn_mask=mask)
+    y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask)
     return y.transpose(1, 2)
 
 

@@ -1,4 +1,4 @@
-"""What `python -m bench ablate` takes apart: a generation by the product's engine, noise to waveform, in three parts."""
+"""What `python -m bench ablate` takes apart: a generation by the product's engine, noise to waveform, in parts."""
 
 from __future__ import annotations
 

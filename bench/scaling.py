@@ -59,7 +59,7 @@ def run(options: ScalingOptions) -> int:
     try:
         with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=256, suppress_errors=False):
             timed = prepare(options, device)
-            measures, costs = prepare_points(timed, axes, options, report, device)
+            measures, costs = prepare_points(timed, axes, report, device)
             interrupted = time_points(measures, costs, axes, options, report)
     except KeyboardInterrupt:
         interrupted = True
@@ -121,11 +121,7 @@ def prepare(options: ScalingOptions, device: torch.device) -> Steps | Decoder:
 
 
 def prepare_points(
-    timed: Steps | Decoder,
-    axes: dict[str, dict[int, Point]],
-    options: ScalingOptions,
-    report: Report,
-    device: torch.device,
+    timed: Steps | Decoder, axes: dict[str, dict[int, Point]], report: Report, device: torch.device
 ) -> tuple[dict[str, measure.Measure], dict[Point, Cost]]:
     """A timer for every point and implementation that is right, and what each point must do at least.
 

@@ -42,7 +42,9 @@ class Point:
         """This point moved along an axis; along that of steps it is the whole walk that is timed."""
         if axis == STEPS:
             return replace(self, stage=WALK, steps=value)
-        return replace(self, **{DEPTH: {"blocks": value}}.get(axis, {axis: value}))
+        if axis == DEPTH:
+            return replace(self, blocks=value)
+        return replace(self, length=value) if axis == LENGTH else replace(self, batch=value)
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,7 @@ class Steps:
             torch._dynamo.reset()
             self.models[COMPILE] = torch.compile(generation.reference, dynamic=False, fullgraph=True)  # type: ignore
         self.models[PRESTO] = generation.presto
-        self._normal = partial(
-            torch.randn, generator=torch.Generator(setup.device).manual_seed(1), device=setup.device
-        )
+        self._normal = partial(torch.randn, generator=torch.Generator(setup.device).manual_seed(1), device=setup.device)
 
     def calls(self, point: Point) -> Calls:
         """Implementation → runs the point once."""
