@@ -135,14 +135,15 @@ def time_parts(
     """Every variant on the parts it touches, interleaved; rows after every round. Whether Ctrl-C ended it."""
     measures: dict[str, measure.Measure] = {}
     with show.rounds("preparing") as on_progress:
-        for index, (name, variant) in enumerate(list(found.items())):
+        every = list(found.items())
+        for index, (name, variant) in enumerate(every):
             try:
                 own = {label(name, part): timer(product, variant.ablation, part, device) for part in variant.parts}
                 measures |= own
             except Exception as error:
                 report.refuse(error, ablation=name)
                 del found[name]
-            on_progress((index + 1) / (index + len(found)))
+            on_progress((index + 1) / len(every))
     if ALL_ON not in found:
         return False
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from bench import cuda, figures, fits, machine, measure, results, scaling_plot, show
 from bench.cli import BadOption, option
 from bench.generation import Generation, Setup
-from bench.names import PRESTO, REFERENCE
+from bench.names import COMPILE, PRESTO, REFERENCE
 from bench.results import Report, Row, ratio_fields, timing_fields
 from bench.scaling_cases import BATCH, DECODE, DEPTH, LENGTH, STAGES, STEP, STEPS, Cost, Decoder, Point, Steps
 from presto_models import DiTConfig
@@ -144,6 +144,8 @@ def prepare_points(
                 if name in wrong:
                     continue
                 try:
+                    if name == COMPILE:
+                        call()  # compiled now: a failure is then this one's alone
                     short = costs[point].floor_ms < SHORT_MS
                     if device.type == "cuda":
                         measures[label(point, name)] = cuda.graph_timer([call])
