@@ -22,7 +22,7 @@ from bench.measure import Ratio
 class Fit:
     """Both fits of one cost over one axis.
 
-    ``exponent``: p.  ``coefficient``: c, median over rounds.  ``fixed_ms``: a.  ``fixed_share``: a / (a + b base),
+    ``exponent``: p.  ``coefficient``: c of the medians, given p.  ``fixed_ms``: a.  ``fixed_share``: a / (a + b base),
     below 0 where the cost bends upward and no fixed part is seen.  ``deviation``: of the medians from c value^p, the
     largest, relative, with its sign: what a straight line in a log-log plot cannot say.
     """
@@ -44,9 +44,9 @@ def fit(values: Sequence[float], milliseconds: np.ndarray, base: float) -> Fit |
         return None
     x = np.asarray(values, dtype=np.float64)
     medians = np.median(milliseconds, axis=0)
-    exponents, logs = np.polyfit(np.log(x), np.log(milliseconds.T), 1)
+    exponent = _median(np.polyfit(np.log(x), np.log(milliseconds.T), 1)[0])
     slopes, starts = np.polyfit(x, milliseconds.T, 1, w=1 / medians)
-    coefficient, exponent = float(np.exp(np.median(logs))), _median(exponents)
+    coefficient = float(np.exp(np.mean(np.log(medians) - exponent.median * np.log(x))))
     deviations = medians / (coefficient * x**exponent.median) - 1
     return Fit(
         exponent=exponent,

@@ -17,7 +17,7 @@ LABELS = {"length": "latents", "batch": "samples", "depth": "blocks", "steps": "
 def draw(report: Report, path: str) -> None:
     """Medians with their 95 % intervals, the power law through them, and what the machine's ceilings allow."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     fits = report.summary["axes"]
     columns = min(2, len(fits))
@@ -48,7 +48,9 @@ def draw(report: Report, path: str) -> None:
         panel.set_xticks(values, [f"{value:g}" for value in values])
         panel.xaxis.set_minor_formatter(NullFormatter())
         panel.xaxis.minorticks_off()
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         panel.yaxis.set_major_formatter(plain)
+        panel.yaxis.set_minor_formatter(NullFormatter())
         panel.set_ylim(top=3 * panel.get_ylim()[1])  # room for the legend
         panel.grid(alpha=0.3)
         panel.legend(title="exponent (95 %)", fontsize="small", title_fontsize="small", loc="upper left")
