@@ -25,6 +25,7 @@ SCHEMA_VERSION = 2
 Row = dict[str, Any]
 
 IDENTITY = (
+    "subject",
     "method",
     "series",
     "op",
