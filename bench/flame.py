@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from html import escape
 
+from bench import show
 from bench.op_profile import Profile, kind_of, step_of
 from bench.trace import KERNEL, LAUNCH, RANGE, Span
 
@@ -29,7 +30,7 @@ OTHER = "#c9c9c9"
 WIDTH, ROW, LEFT, FONT = 1600, 18, 10, 11
 NARROW = 0.15
 """Pixels below which a span is not drawn."""
-CHARACTER = 6.2
+CHARACTER = 6.0
 
 
 def page(profiles: Mapping[str, Profile], title: str, *, html: bool) -> str:
@@ -57,7 +58,7 @@ def svg(profiles: Mapping[str, Profile], title: str) -> str:
     dropped = 0
     for name, profile in profiles.items():
         step = step_of(profile.spans)
-        parts.append(_text(LEFT, top + 13, f"{name}: {step.ms:.4g} ms under the profiler", bold=True))
+        parts.append(_text(LEFT, top + 13, f"{name}: {show.number(step.ms)} ms under the profiler", bold=True))
         top += ROW + 2
         lanes = _lanes(profile.spans)
         for label, rows in lanes.items():
@@ -103,7 +104,7 @@ def _box(span: Span, x: float, y: float, width: float, whole: float) -> str:
     name = span.name.rsplit("/", 1)[-1] if span.what == RANGE else span.name.removeprefix("aten::")
     color = OTHER if span.what in (RANGE, LAUNCH) else COLORS.get(kind_of(span), OTHER)
     fill = "#ededed" if span.what == RANGE else color
-    hint = f"{span.name}\n{span.ms:.4g} ms, {span.ms / whole:.1%} of the step"
+    hint = f"{span.name}\n{show.number(span.ms)} ms, {span.ms / whole:.1%} of the step"
     if span.what not in (RANGE, LAUNCH):
         hint += f"\n{kind_of(span)}"
     stroke = ' stroke="#fff" stroke-width="0.4"' if width > 2 else ""

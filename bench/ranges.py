@@ -16,7 +16,7 @@ from torch.profiler import record_function
 
 from presto_models import EDM
 
-BY_CLASS = {EDM: "presto_models.diffusion/edm"}
+BY_CLASS: dict[type, str] = {EDM: "presto_models.diffusion/edm"}
 """Modules that are made anew for every generation, and so are known by their class alone."""
 
 

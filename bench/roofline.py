@@ -153,6 +153,7 @@ def predicted_table(predicted: Mapping[str, Any], steps: int) -> Table:
     basis = "; ".join(dict.fromkeys(device["basis"] for device in predicted.values()))
     title = (
         f"{basis}\n"
-        f"ms at least / ms at {shares['memory']:g} of bandwidth and {shares['products']:g} of products; no launches, no gaps"
+        f"ms at least / at {shares['memory']:g} of bandwidth and {shares['products']:g} of products; "
+        "launches and gaps not counted"
     )
     return show.table(title, columns, rows, left=2)

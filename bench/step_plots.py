@@ -143,24 +143,22 @@ def _labels(axes: Any, points: dict[str, tuple[float, float]], x: float) -> None
     order = sorted(points, key=lambda kind: points[kind][1])
     low, high = np.log(axes.get_ylim())
     least = (high - low) / 22
-    heights: list[float] = []
-    for kind in order:
-        wanted = float(np.log(points[kind][1]))
-        heights.append(max(wanted, heights[-1] + least) if heights else max(wanted, low + least))
-    over = max(0.0, heights[-1] - (high - least)) if heights else 0.0
-    ceiling = float("inf")
-    for index in reversed(range(len(heights))):  # what was pushed out above is pushed back down
-        heights[index] = min(heights[index], ceiling, high - least) if over else heights[index]
-        ceiling = heights[index] - least
+    heights = [float(np.log(points[kind][1])) for kind in order]
+    for _ in range(200):  # neighbours that are too near each other move apart by half of what is missing
+        for below in range(len(heights) - 1):
+            missing = max(0.0, least - (heights[below + 1] - heights[below])) / 2
+            heights[below] -= missing
+            heights[below + 1] += missing
+        heights = [min(max(height, low + least), high - least) for height in heights]
     for kind, height in zip(order, heights, strict=True):
         axes.annotate(
             kind,
             points[kind],
             xytext=(x, float(np.exp(height))),
             fontsize=8,
-            color=COLORS[kind],
+            color="#333",
             va="center",
-            arrowprops={"arrowstyle": "-", "color": COLORS[kind], "linewidth": 0.5, "alpha": 0.6},
+            arrowprops={"arrowstyle": "-", "color": COLORS[kind], "linewidth": 0.5, "relpos": (0, 0.5)},
         )
 
 

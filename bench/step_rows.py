@@ -81,9 +81,9 @@ def floor_summary(rows: Sequence[Row]) -> dict[str, Any]:
     kinds = of_name[name]
     total = kinds[SUM]
     profiled = total["ms_p50"] + total["gap_ms"]
-    candidates = {
-        kind: (row["ms_p50"], row["floor_ms"]) for kind, row in kinds.items() if kind not in (SUM, WHOLE)
-    } | {GAPS: (total["gap_ms"], 0.0)}
+    candidates = {kind: (row["ms_p50"], row["floor_ms"]) for kind, row in kinds.items() if kind not in (SUM, WHOLE)} | {
+        GAPS: (total["gap_ms"], 0.0)
+    }
     kind, (ms, floor) = max(candidates.items(), key=lambda item: item[1][0] - item[1][1])
     summary: dict[str, Any] = {"shown": name, "floor_ms": round(total["floor_ms"], 4)}
     if WHOLE in kinds:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -58,8 +59,6 @@ def run(options: StepsOptions) -> int:
         json=options.json,
     )
     generation, report = latency.prepare(as_latency, "steps")
-    if options.nsight and generation.setup.device.type != "cuda":
-        raise BadOption("--nsight: needs CUDA; on a CPU use --trace FILE.json")
     try:
         with torch.no_grad():
             found = latency.implementations(generation, as_latency, report)
@@ -90,15 +89,19 @@ def check(options: StepsOptions) -> list[roofline.Ceiling]:
         raise BadOption(f"--step: must be from 0 to {options.steps - 1}, got {options.step}")
     if options.profiles < 1:
         raise BadOption(f"--profiles: must be at least 1, got {options.profiles}")
+    if options.nsight and machine.pick_device(options.device).type != "cuda":
+        raise BadOption("--nsight: needs CUDA; on a CPU use --trace FILE.json")
     for flag, path in (("--plot", options.plot), ("--plot-roofline", options.plot_roofline)):
         step_plots.check_path(flag, path)
     if options.flame is not None and Path(options.flame).suffix not in flame.FORMATS:
         raise BadOption(f"--flame: {options.flame} must end in {' or '.join(flame.FORMATS)}")
     roofline.efficiency_of(options.efficiency)
-    return [
-        *(ceiling for name in options.devices for ceiling in roofline.from_datasheet(name, options.dtype)),
-        *(roofline.from_numbers(text, options.dtype) for text in options.device_numbers),
-    ]
+    given = [roofline.from_numbers(text, options.dtype) for text in options.device_numbers]
+    sheets = [made for name in dict.fromkeys(options.devices) for made in roofline.from_datasheet(name, options.dtype)]
+    names = [made.device for made in given]
+    if len(set(names)) < len(names) or set(names) & {made.device for made in sheets}:
+        raise BadOption(f"--device-numbers: every device needs a name of its own, got {', '.join(names)}")
+    return [*sheets, *given]
 
 
 def profile_step(
@@ -108,7 +111,8 @@ def profile_step(
     device = generation.setup.device
     sides = [name for name in (REFERENCE, PRESTO) if name in found]
     calls = {name: generation.steps(found[name])[options.step] for name in sides}
-    graphs = {name: _graph(calls[name]) for name in sides} if device.type == "cuda" else {}
+    whole = {row["implementation"]: row["ms_p50"] for row in report.rows if row["step"] == options.step}
+    graphs = {name: _graph(calls[name]) for name in sides if name + GRAPH in whole}  # what could be captured was timed
     profiles: dict[str, list[Profile]] = {}
     timed = list(report.rows)
     with show.rounds(f"profiling step {options.step}") as on_progress:
@@ -120,7 +124,7 @@ def profile_step(
                 if name in graphs:
                     replayed = op_profile.profile_replay(graphs[name].replay, eager.work, device)
                     profiles.setdefault(name + GRAPH, []).append(replayed)
-            rows = _rows(generation, found, options, report, timed, profiles)
+            rows = _rows(generation, found, options, report.meta, whole, profiles)
             report.rows = timed + rows
             report.summary |= step_rows.bound(rows) | step_rows.floor_summary(rows)
             report.save(options.json)
@@ -132,12 +136,11 @@ def _rows(
     generation: Generation,
     found: dict[str, Implementation],
     options: StepsOptions,
-    report: Report,
-    timed: list[Row],
+    meta: dict[str, Any],
+    whole: dict[str, float],
     profiles: dict[str, list[Profile]],
 ) -> list[Row]:
-    whole = {row["implementation"]: row["ms_p50"] for row in timed if row["step"] == options.step}
-    ceiling = roofline.measured(report.meta, options.dtype)
+    ceiling = roofline.measured(meta, options.dtype)
     rows = []
     for name, taken in profiles.items():
         counts = generation.counts(found[name.removesuffix(GRAPH)].blocks(options.step))
