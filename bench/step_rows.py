@@ -140,7 +140,7 @@ def bound(rows: Sequence[Row]) -> dict[str, float]:
         summary[f"{name}_sum_ms"] = round(of_kind[SUM], 3)
         summary[f"{name}_other_share"] = round(1 - products / of_kind[SUM], 4)
         summary[f"{name}_step_ms"] = round(of_kind[WHOLE], 3)
-    if f"{PRESTO}_step_ms" in summary:
+    if all(f"{name}_step_ms" in summary for name in (REFERENCE, PRESTO)):
         summary["bound"] = round(summary[f"{REFERENCE}_sum_ms"] / summary[f"{REFERENCE}_products_and_attention_ms"], 4)
         summary["gain"] = round(summary[f"{REFERENCE}_step_ms"] / summary[f"{PRESTO}_step_ms"], 4)
         summary["gain_over_bound"] = round(summary["gain"] / summary["bound"], 4)

@@ -185,6 +185,8 @@ def _say(generation: Generation, options: StepsOptions, report: Report) -> None:
 
 def _draw(options: StepsOptions, report: Report, profiles: dict[str, list[Profile]]) -> None:
     """The pictures that were asked for."""
+    if not profiles:  # both sides were refused
+        return
     rows = [row for row in report.rows if "kind" in row]
     title = f"Step {options.step}, all blocks: {options.config}, {options.dtype}, {report.meta['device']}"
     if options.plot is not None:

@@ -251,8 +251,9 @@ def test_the_bound_is_all_of_the_reference_over_its_products_and_attention():
     assert "100 ms over 70.0 ms" in lines and "1.429x" in lines and "1.375x, 0.96 of the bound" in lines
 
 
-def test_without_presto_there_is_no_gain_to_speak_of():
-    summary = step_rows.bound(bound_rows(REFERENCE, 10, 15, 110))
+@pytest.mark.parametrize("side", [REFERENCE, PRESTO])
+def test_without_both_sides_there_is_no_gain_to_speak_of(side):
+    summary = step_rows.bound(bound_rows(side, 10, 15, 110))
     assert "gain" not in summary and step_rows.bound_lines(summary) == []
 
 
