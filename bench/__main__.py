@@ -11,8 +11,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bench import ablate, decode, distill, docs, latency, ops, quality, scaling, steps, train, tune
+from bench import ablate, compare, decode, distill, docs, latency, ops, quality, scaling, steps, train, tune
 from bench.cli import BadOption, add_options, from_namespace
+from bench.gate import run as gate
+from bench.gate import simulate
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "latency": (latency.LatencyOptions, latency.run),
@@ -25,6 +27,9 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "quality": (quality.QualityOptions, quality.run),
     "scaling": (scaling.ScalingOptions, scaling.run),
     "docs": (docs.DocsOptions, docs.run),
+    "compare": (compare.CompareOptions, compare.run),
+    "simulate": (simulate.SimulateOptions, simulate.run),
+    "gate": (gate.GateOptions, gate.run),
     "tune": (tune.TuneOptions, tune.run),
 }
 

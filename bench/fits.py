@@ -44,12 +44,12 @@ def fit(values: Sequence[float], milliseconds: np.ndarray, base: float) -> Fit |
         return None
     x = np.asarray(values, dtype=np.float64)
     medians = np.median(milliseconds, axis=0)
-    exponent = _median(np.polyfit(np.log(x), np.log(milliseconds.T), 1)[0])
+    power = _median(np.polyfit(np.log(x), np.log(milliseconds.T), 1)[0])
     slopes, starts = np.polyfit(x, milliseconds.T, 1, w=1 / medians)
-    coefficient = float(np.exp(np.mean(np.log(medians) - exponent.median * np.log(x))))
-    deviations = medians / (coefficient * x**exponent.median) - 1
+    coefficient = float(np.exp(np.mean(np.log(medians) - power.median * np.log(x))))
+    deviations = medians / (coefficient * x**power.median) - 1
     return Fit(
-        exponent=exponent,
+        exponent=power,
         coefficient=coefficient,
         fixed_ms=_median(starts),
         fixed_share=_median(starts / (starts + slopes * base)),
