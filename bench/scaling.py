@@ -125,7 +125,8 @@ def prepare_points(
 ) -> tuple[dict[str, measure.Measure], dict[Point, Cost]]:
     """A timer for every point and implementation that is right, and what each point must do at least.
 
-    Correctness is judged at the cheapest point of every axis: the other points run the same code on longer tensors.
+    Correctness is judged at the cheapest point of every axis alone: a wider dtype at the largest would take longer than
+    the measurement. Where `auto` chooses another kernel for a larger size, that one's tests stand for it.
     """
     every = list(dict.fromkeys(point for of_axis in axes.values() for point in of_axis.values()))
     with show.stage(f"what {len(every)} points must do at least"):
