@@ -31,13 +31,21 @@ def option(default: Any, help: str, *, choices: Sequence[Any] | None = None) -> 
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
 
 
+def argument(help: str) -> Any:
+    """A dataclass field that is given by its place: `tuple[str, ...]`, one or more words without a flag."""
+    return dataclasses.field(metadata={"help": help, "choices": None, "positional": True})
+
+
 def add_options(parser: argparse.ArgumentParser, options: type) -> None:
-    """Adds `--field-name` for every field of the dataclass `options`.
+    """Adds `--field-name` for every field of the dataclass `options`, but an :func:`argument` by its place.
 
     bool gives `--x/--no-x`, `tuple[T, ...]` takes several values, `T | None` parses as T.
     """
     hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
+        if field.metadata.get("positional"):
+            parser.add_argument(field.name, nargs="+", metavar="FILE", help=field.metadata["help"])
+            continue
         flag = "--" + field.name.replace("_", "-")
         kind = _without_none(hints[field.name])
         text = field.metadata["help"]
