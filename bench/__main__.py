@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bench import decode, distill, docs, latency, ops, quality, steps, train, tune, validate
+from bench import decode, distill, docs, latency, ops, quality, report, steps, train, tune, validate
 from bench.cli import BadOption, add_options, from_namespace
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "quality": (quality.QualityOptions, quality.run),
     "docs": (docs.DocsOptions, docs.run),
     "tune": (tune.TuneOptions, tune.run),
+    "report": (report.ReportOptions, report.run),
     "validate": (validate.ValidateOptions, validate.run),
 }
 

@@ -1,7 +1,7 @@
 """`python -m bench validate FILES...`: whether result files are what bench/schema says, and what is wrong where.
 
-The schema knows types; here stands what it cannot say: keys are unique and made by `results.row_key`, there is a sample a
-round, and percentiles are those of the samples.
+The schema knows types; here stands what it cannot say: keys are unique and made by `results.row_key`, there is a sample
+a round, and percentiles are those of the samples.
 """
 
 from __future__ import annotations

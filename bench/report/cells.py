@@ -1,0 +1,94 @@
+"""Cells that many tables have: times and ratios with their intervals, in the tone of a gain or a loss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench import show
+from bench.report.blocks import BAD, GOOD, QUIET, Cell
+from bench.report.source import interval, number, text
+from bench.results import IDENTITY, Row
+
+MEMORY_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+def ms(fields: Any, name: str = "ms_p50") -> Cell:
+    """A time with its interval, such as "16.4 (16.1 to 16.9)"."""
+    return Cell(_with_interval(fields, name, show.number))
+
+
+def plain(fields: Any, name: str) -> Cell:
+    return Cell(show.number(number(fields, name)))
+
+
+def percent(fields: Any, name: str) -> Cell:
+    return Cell(show.percent(number(fields, name)))
+
+
+def ratio(fields: Any, name: str, *, gain_above: bool = True) -> Cell:
+    """ "1.29x (1.27 to 1.34)": a gain or a loss where all of the interval is on one side of 1, else quiet.
+
+    `gain_above`: whether more than 1 is good.
+    """
+    value, ends = number(fields, name), interval(fields, name)
+    if value is None:
+        return Cell(None)
+    low, high = ends or (value, value)
+    shown = _with_interval(fields, name, lambda each: f"{each:.2f}" if each < 10 else show.number(each))
+    shown = (shown or "").replace(" (", "x (", 1) if ends else f"{shown}x"
+    if low <= 1 <= high:
+        return Cell(shown, QUIET)
+    return Cell(shown, GOOD if (low > 1) == gain_above else BAD)
+
+
+def change(fields: Any, name: str = "change") -> Cell:
+    """ "+3.2 % (+2.9 to +3.6)" of a fraction; more is slower."""
+    value, ends = number(fields, name), interval(fields, name)
+    if value is None:
+        return Cell(None)
+    shown = f"{100 * value:+.1f} %"
+    if ends is None:
+        return Cell(shown)
+    low, high = ends
+    tone = BAD if low > 0 else GOOD if high < 0 else QUIET
+    return Cell(f"{shown} ({100 * low:+.1f} to {100 * high:+.1f})", tone)
+
+
+def memory(fields: Any, name: str = "peak_bytes") -> Cell:
+    value = number(fields, name)
+    if value is None:
+        return Cell(None)
+    size, unit = next((each for each in MEMORY_UNITS if abs(value) >= each[0]), (1.0, "B"))
+    return Cell(f"{show.number(value / size)} {unit}")
+
+
+def word(fields: Any, name: str) -> str | None:
+    return text(fields.get(name))
+
+
+def label(row: Row, *, without: tuple[str, ...] = ("implementation",)) -> str:
+    """What a row measured, in words: its identity but the fields that have columns of their own."""
+    parts = [_named(name, row.get(name)) for name in IDENTITY if name not in without]
+    return " ".join(part for part in parts if part) or text(row.get("key")) or "-"
+
+
+def in_use(rows: list[Row], names: dict[str, str]) -> dict[str, str]:
+    """The columns (field to title) that at least one row has something in."""
+    return {name: title for name, title in names.items() if any(text(row.get(name)) is not None for row in rows)}
+
+
+def _named(name: str, value: Any) -> str | None:
+    """A bare number with what it is a number of."""
+    share = number({name: value}, name)
+    if name == "kept_share" and share is not None:
+        return f"{show.percent(share)} kept"
+    before, after = {"batch": ("batch ", ""), "latents": ("", " latents"), "step": ("step ", "")}.get(name, ("", ""))
+    said = text(value)
+    return None if said is None else f"{before}{said}{after}"
+
+
+def _with_interval(fields: Any, name: str, shown: Any) -> str | None:
+    value, ends = number(fields, name), interval(fields, name)
+    if value is None:
+        return None
+    return shown(value) if ends is None else f"{shown(value)} ({shown(ends[0])} to {shown(ends[1])})"
