@@ -37,6 +37,7 @@ IDENTITY = (
     "mode",
     "ablation",
     "stage",
+    "part",
     "axis",
     "value",
     "batch",

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -112,7 +112,7 @@ def _row_problems(row: results.Row) -> Iterator[str]:
             yield f".ms_p{percent}: {stated:g}, but its samples' is {of_samples:g}"
 
 
-def _numbers(value: Any) -> bool:
+def _numbers(value: Any) -> TypeGuard[list[float]]:
     return isinstance(value, list) and all(isinstance(each, (int, float)) for each in value)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 GOOD, BAD, WARN, QUIET = "good", "bad", "warn", "quiet"
 """Tones: a gain or a target met; a loss or a target missed; doubtful; of less interest."""
@@ -37,6 +37,7 @@ class Table:
 
     Attributes:
         left: so many columns are names, the others numbers.
+        words: columns behind them that are words all the same.
         short: also in the Markdown summary.
         folded: on the page closed until asked for.
     """
@@ -45,8 +46,19 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Cells]
     left: int = 1
+    words: Sequence[str] = ()
     short: bool = False
     folded: bool = False
+
+    def is_words(self, index: int) -> bool:
+        return index < self.left or self.columns[index] in self.words
+
+
+def without_empty(table: Table) -> Table:
+    """The table without those columns of numbers that have none."""
+    rows = [[cell(content) for content in row] for row in table.rows]
+    kept = [i for i in range(len(table.columns)) if i < table.left or any(row[i].text is not None for row in rows)]
+    return replace(table, columns=[table.columns[i] for i in kept], rows=[[row[i] for i in kept] for row in rows])
 
 
 @dataclass(frozen=True)

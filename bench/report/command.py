@@ -34,10 +34,9 @@ def run(options: ReportOptions) -> int:
     try:
         sources = source.read(options.files)
         with show.stage(f"{len(sources)} files"):
-            made = [*(sections.section(each) for each in sources), *history.sections(sources)]
+            made = [*sections.sections(sources), *history.sections(sources)]
     except (schema.ResultError, ImportError) as error:
         raise BadOption(str(error)) from error
-    made.sort(key=lambda each: not each.title.startswith(("gate", "compare")))
     first, marks = verdict.first(sources), verdict.marks(sources)
     if options.html is not None:
         _write(options.html, page(options.title, first, marks, files_table(sources), made))
@@ -48,7 +47,18 @@ def run(options: ReportOptions) -> int:
 
 def files_table(sources: Sequence[Source]) -> Table:
     """Which file comes from which machine and commit."""
-    columns = ("file", "bench", "device", "commit", "date", "threads", "torch", "driver", "clocks", "copy GB/s")
+    columns: tuple[str, ...] = (
+        "file",
+        "bench",
+        "device",
+        "commit",
+        "date",
+        "threads",
+        "torch",
+        "driver",
+        "clocks",
+        "copy GB/s",
+    )
     columns += ("matmul TFLOP/s", "version")
     rows = []
     for each in sources:

@@ -16,7 +16,7 @@ from bench import show
 from bench.names import COMPILE, GRAPH, REFERENCE, SCHEDULED, is_ours
 from bench.report.blocks import Figure
 
-WIDTH = 4.7  # inches: on a phone it is shown four fifths as large, still readable
+WIDTH = 4.3  # inches, as wide as a phone's page: text is as large there as here
 _NAMES = (
     "ink",
     "muted",
@@ -38,18 +38,19 @@ INK, MUTED, GRID, PAPER = (COLORS[name] for name in ("ink", "muted", "grid", "pa
 OURS, FLOOR = COLORS["ours"], COLORS["muted"]
 SERIES = tuple(COLORS[name] for name in ("ours", "compiled", "scheduled", "c1", "c2", "c3", "c4", "plain"))
 
-STYLE = {
+SMALL = 9
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "presto",
     "text.parse_math": False,  # a name with $ in it is a name
-    "font.size": 9,
+    "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "axes.grid": True,
     "grid.linewidth": 0.6,
     "legend.frameon": False,
-    "legend.fontsize": 8.5,
+    "legend.fontsize": SMALL,
     "lines.linewidth": 1.6,
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -100,6 +101,7 @@ def bars(axes: Any, names: Sequence[str]) -> None:
     axes.grid(False, axis="y")
     axes.tick_params(axis="y", length=0)
     axes.margins(x=0.14)
+    axes.locator_params(axis="x", nbins=5)
 
 
 def log_axis(axes: Any, which: str, values: Sequence[float] = ()) -> None:
@@ -118,11 +120,11 @@ def log_axis(axes: Any, which: str, values: Sequence[float] = ()) -> None:
 def number_at(axes: Any, x: float, y: float, value: float, *, unit: str = "") -> None:
     """The value behind the end of a bar."""
     axes.annotate(
-        f"{show.number(value)}{unit}", (x, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8
+        f"{show.number(value)}{unit}", (x, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=SMALL
     )
 
 
-def height_for(count: int, *, each: float = 0.27, around: float = 0.7) -> float:
+def height_for(count: int, *, each: float = 0.25, around: float = 0.7) -> float:
     """Inches for so many bars."""
     return around + each * max(count, 1)
 

@@ -17,7 +17,9 @@ from typing import Any
 from bench import show
 from bench.names import is_ours
 from bench.report.blocks import BAD, GOOD, QUIET, Block, Cell, Section, Table
+from bench.report.cells import label
 from bench.report.source import Source, interval, number, text
+from bench.results import Row
 
 SAME = ("config", "dtype", "precision", "steps", "guidance", "step", "batch", "latents", "blocks", "audio", "chunk")
 """Settings that a row's key does not say, where they are one value; of several dtypes, the keys say which."""
@@ -30,6 +32,7 @@ class Run:
     """One row in one file."""
 
     source: Source
+    row: Row
     ms: float
     ends: tuple[float, float] | None
 
@@ -53,15 +56,13 @@ def sections(sources: Sequence[Source]) -> list[Section]:
             for row in source.rows:
                 took = number(row, "ms_p50")
                 if took is not None:
-                    of_key[str(row.get("key"))].append(Run(source, took, interval(row, "ms_p50")))
-        lines = {key: each for key, each in of_key.items() if len({id(run.source) for run in each}) > 1}
+                    of_key[str(row.get("key"))].append(Run(source, row, took, interval(row, "ms_p50")))
+        lines = [each for each in of_key.values() if len({id(run.source) for run in each}) > 1]
         if lines:
-            ours = {id(row["key"]): row for source in runs for row in source.rows if "key" in row}.values()
-            our_keys = {str(row["key"]) for row in ours if is_ours(str(row.get("implementation")))}
             first, last = runs[0], runs[-1]
             about = f"{first.device} · {len(runs)} runs, {_when(first)} to {_when(last)}"
             marks = [f"{source.name}: {mark}" for source in runs for mark in source.marks]
-            found.append(Section(f"{first.bench} over time", about, marks, _tables(lines, our_keys)))
+            found.append(Section(f"{first.bench} over time", about, marks, _tables(lines)))
     return found
 
 
@@ -91,9 +92,9 @@ def sparkline(runs: Sequence[Run]) -> str:
     )
 
 
-def _tables(lines: dict[str, list[Run]], our_keys: set[str]) -> list[Block]:
-    ours = {key: runs for key, runs in lines.items() if key in our_keys}
-    others = {key: runs for key, runs in lines.items() if key not in our_keys}
+def _tables(lines: list[list[Run]]) -> list[Block]:
+    ours = [runs for runs in lines if is_ours(str(runs[0].row.get("implementation")))]
+    others = [runs for runs in lines if not is_ours(str(runs[0].row.get("implementation")))]
     found: list[Block] = []
     if ours:
         found.append(_table("Ours", ours, short=True))
@@ -103,21 +104,13 @@ def _tables(lines: dict[str, list[Run]], our_keys: set[str]) -> list[Block]:
     return found
 
 
-def _table(title: str, lines: dict[str, list[Run]], *, short: bool = False, folded: bool = False) -> Table:
+def _table(title: str, lines: list[list[Run]], *, short: bool = False, folded: bool = False) -> Table:
     """The largest slowdown first."""
-    order = sorted(lines, key=lambda key: -_change(lines[key]))
-    rows = [
-        (
-            key,
-            str(len(runs)),
-            show.number(runs[0].ms),
-            show.number(runs[-1].ms),
-            _cell(runs),
-            Cell("", "", sparkline(runs)),
-        )
-        for key, runs in ((key, lines[key]) for key in order)
-    ]
-    return Table(title, ("row", "runs", "first ms", "last ms", "change", "line"), rows, short=short, folded=folded)
+    rows = []
+    for runs in sorted(lines, key=_change, reverse=True):
+        times = (show.number(runs[0].ms), show.number(runs[-1].ms), _cell(runs))
+        rows.append((label(runs[0].row, without=()), *times, str(len(runs)), Cell("", "", sparkline(runs))))
+    return Table(title, ("row", "first ms", "last ms", "change", "runs", "line"), rows, short=short, folded=folded)
 
 
 def _change(runs: Sequence[Run]) -> float:

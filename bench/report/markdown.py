@@ -56,7 +56,7 @@ def _table(table: Table) -> str:
     """Without the columns that only have drawings."""
     rows = [[cell(content) for content in row] for row in table.rows]
     kept = [index for index in range(len(table.columns)) if not any(row[index].drawing for row in rows)]
-    align = ["---" if index < table.left else "---:" for index in kept]
+    align = ["---" if table.is_words(index) else "---:" for index in kept]
     lines = [
         f"**{escape(table.title)}**\n",
         _line(escape(table.columns[index]) for index in kept),

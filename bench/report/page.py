@@ -42,7 +42,8 @@ def page(title: str, notes: Sequence[Note], marks: Sequence[Note], files: Table,
 
 FOOTER = (
     "Ratios are medians of the ratios of each round, both sides in the same round; brackets hold 95 % intervals. "
-    "Above 1 this code is faster, unless a table says otherwise; grey: the interval contains 1. "
+    "Above 1 this code is faster, unless a table says otherwise. ~ uncertain: the interval holds 1, or is wider "
+    "than the difference from 1. "
     "A dash: not measured. Times are milliseconds."
 )
 
@@ -100,7 +101,8 @@ def _cell(content: Content, index: int, table: Table) -> str:
 
 
 def _class(index: int, table: Table, tone: str = "") -> str:
-    names = " ".join(filter(None, ("name" if index < table.left else "", tone)))
+    kind = "name" if index < table.left else "words" if table.is_words(index) else ""
+    names = " ".join(filter(None, (kind, tone)))
     return f' class="{names}"' if names else ""
 
 

@@ -78,7 +78,7 @@ class Source:
 
 
 def read(paths: Iterable[str | Path]) -> list[Source]:
-    """The files, in the order of their dates within a bench.
+    """The files, in the order of their dates.
 
     Raises:
         schema.ResultError: naming the file that is none.
@@ -89,7 +89,7 @@ def read(paths: Iterable[str | Path]) -> list[Source]:
         now = schema.upgrade(content)
         report = Report(**{name: now[name] for name in ("meta", "rows", "summary", "refused")}, bench=str(now["bench"]))
         sources.append(Source(Path(path).name, report, schema.version(content)))
-    return sorted(sources, key=lambda source: (source.bench, source.device, source.date or "", source.name))
+    return sorted(sources, key=lambda source: (source.date or "", source.name))
 
 
 def number(fields: Any, name: str) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from bench.report.blocks import BAD, GOOD, QUIET, WARN, Note
@@ -33,7 +34,8 @@ def marks(sources: Sequence[Source]) -> list[Note]:
     files: dict[tuple[str, str], list[str]] = {}
     for source in sources:
         for mark in source.marks:
-            files.setdefault((mark.split(":")[0], source.device), []).append(source.name)
+            kind = re.split(r":| \d", mark)[0]  # "busy: load average 2", "load 2.0: ..."
+            files.setdefault((kind, source.device), []).append(source.name)
     return [Note(f"{kind}, on {device}: {', '.join(names)}", WARN) for (kind, device), names in files.items()]
 
 

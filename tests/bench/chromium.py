@@ -86,7 +86,8 @@ class Page:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self._events.clear()
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        failed = self.call("Page.navigate", url=path.resolve(strict=True).as_uri()).get("errorText")
+        assert not failed, failed
         while not any(event["method"] == "Page.loadEventFired" for event in self._events):
             self._take()
 

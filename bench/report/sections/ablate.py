@@ -5,15 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 from bench.report import figures
-from bench.report.blocks import Block, Table
+from bench.report.blocks import Block, Table, without_empty
 from bench.report.cells import memory, ms, ratio, word
 from bench.report.source import Source, interval, number, text
 from bench.results import Row
 
+ALL_ON, WHOLE = "nothing", "total"
+
 
 def blocks(source: Source) -> list[Block]:
+    """The whole generation where rows say which part they are of; the parts closed."""
     rows = [row for row in source.rows if row.get("ablation") is not None]
-    return [*plot([row for row in rows if number(row, "over_all_on") is not None]), *table(rows)]
+    whole = [row for row in rows if row.get("part") == WHOLE] or rows
+    drawn = [row for row in whole if number(row, "over_all_on") is not None and row["ablation"] != ALL_ON]
+    saved = source.summary.get("saved")
+    return [
+        *plot(drawn),
+        *table("Each optimisation off, one at a time", whole, saved if isinstance(saved, dict) else {}, short=True),
+        *(table("By part", rows, {}, folded=True) if len(rows) > len(whole) else []),
+    ]
 
 
 def plot(rows: list[Row]) -> list[Block]:
@@ -39,22 +49,30 @@ def plot(rows: list[Row]) -> list[Block]:
     return [figures.figure("Each optimisation off", f"Bars. {words}.", figures.height_for(len(rows)), draw)]
 
 
-def table(rows: list[Row]) -> list[Block]:
+def table(
+    title: str, rows: list[Row], saved: dict[str, Any], *, short: bool = False, folded: bool = False
+) -> list[Block]:
+    """A line an ablation; what it saves where the summary says so."""
     cells = [
         (
             text(row.get("ablation")),
             text(row.get("part")),
             ms(row),
             ratio(row, "over_all_on"),
-            {True: "yes", False: "no"}.get(row.get("lossless")),  # type: ignore[arg-type]
+            ms(saved.get(str(row.get("ablation"))), "ms"),
+            word(row, "result"),
+            None if row.get("lossless") is None else "yes" if row["lossless"] else "no",
             memory(row),
             word(row, "rounds"),
         )
         for row in rows
     ]
-    columns = ("off", "part", "p50 ms", "over all on (95 %)", "same result", "peak memory", "rounds")
-    return [Table("Each optimisation off, one at a time", columns, cells, left=2, short=True)] if rows else []
+    if not cells:
+        return []
+    columns = ("off", "part", "p50 ms", "over all on (95 %)", "saves ms", "result", "lossless", "peak memory", "rounds")
+    return [without_empty(Table(title, columns, cells, left=2, words=("result",), short=short, folded=folded))]
 
 
 def _name(row: Row) -> str:
-    return " ".join(part for part in (text(row.get("ablation")), text(row.get("part"))) if part)
+    part = text(row.get("part"))
+    return " ".join(each for each in (text(row.get("ablation")), None if part == WHOLE else part) if each)

@@ -8,8 +8,8 @@ from typing import Any
 from bench import show
 from bench.names import GRAPH, PRESTO, SCHEDULED
 from bench.report import figures
-from bench.report.blocks import BAD, GOOD, QUIET, Block, Cell, Figure, Table
-from bench.report.cells import ms, percent, plain, ratio, word
+from bench.report.blocks import BAD, GOOD, QUIET, Block, Cell, Figure, Table, without_empty
+from bench.report.cells import memory, ms, percent, plain, ratio, word
 from bench.report.sections.telemetry import telemetry
 from bench.report.source import Source, interval, number, text
 from bench.results import Row
@@ -36,6 +36,7 @@ def blocks(source: Source) -> list[Block]:
         *targets(source),
         *percentiles(source),
         *cold_start(source),
+        *clip(source),
         *telemetry(source),
     ]
 
@@ -43,10 +44,11 @@ def blocks(source: Source) -> list[Block]:
 def walks(source: Source) -> list[tuple[str, list[Stage]]]:
     """The stages of a generation in their order: by the rows of stages where there are any, else by rows of steps."""
     staged = _stage_rows(source)
-    if staged:
+    if any(row.get("mode") in ("graph", "warm") for row in staged):
         mode = "graph" if any(row.get("mode") == "graph" for row in staged) else "warm"
         batch = min(number(row, "batch") or 1 for row in staged)
         rows = [row for row in staged if row.get("mode") == mode and (number(row, "batch") or 1) == batch]
+        rows = [row for row in rows if "kind" not in row]
         title = f"Prompt to waveform, {mode}" + (f", batch {batch:.0f}" if batch > 1 else "")
         return [(title, [_stage(row) for row in rows if row.get("stage") != WHOLE])]
     around = source.summary.get("stages_ms")
@@ -94,11 +96,8 @@ def waterfall(title: str, stages: list[Stage]) -> Figure:
 def summary_ratios(source: Source) -> list[Block]:
     """The paired ratios people quote."""
     names = [name for name in source.summary if "_over_" in name and interval(source.summary, name)]
-    rows = [
-        (name.replace("_", " "), ratio(source.summary, name, gain_above=not name.startswith("scheduled")))
-        for name in names
-    ]
-    return [Table("Ratios of times, paired", ("", "median (95 %)"), rows, short=True)] if rows else []
+    rows = [(name.replace("_", " "), ratio(source.summary, name)) for name in names]
+    return [Table("Ratios of times, paired", ("ratio", "median (95 %)"), rows, short=True)] if rows else []
 
 
 def targets(source: Source) -> list[Block]:
@@ -106,39 +105,42 @@ def targets(source: Source) -> list[Block]:
     stated = source.summary.get("targets")
     stated = [each for each in stated if isinstance(each, dict)] if isinstance(stated, list) else []
     totals = _totals(source)
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for each in stated:
         verdict = text(each.get("verdict"))
         tone = {"met": GOOD, "missed": BAD}.get(verdict or "", QUIET)
-        here = show.number(totals.get(str(each.get("output"))))
+        ours = number(each, "ours_ms")
+        measured = show.number(totals.get(str(each.get("output"))) if ours is None else ours)
         rows.append(
             (
-                word(each, "name"),
-                show.number(number(each, "ms")),
-                here,
+                word(each, "label") or word(each, "name"),
                 Cell(verdict, tone),
+                show.number(number(each, "ms")),
+                measured,
                 word(each, "hardware"),
                 word(each, "source"),
                 word(each, "what"),
             )
         )
-    columns = ("target", "ms", f"here, on {source.device}", "verdict", "their hardware", "source", "what it includes")
-    return [Table("Targets", columns, rows, short=any(row[3].tone != QUIET for row in rows))] if rows else []
+    here = f"ms on {source.device}"
+    columns = ("target", "verdict", "their ms", here, "their hardware", "source", "what it includes")
+    judged = any(row[1].tone != QUIET for row in rows)
+    return [Table("Targets", columns, rows, left=2, words=columns[4:], short=judged)] if rows else []
 
 
 def percentiles(source: Source) -> list[Block]:
     """Every timed row: median, 95th and 99th percentile."""
-    rows = [row for row in source.rows if number(row, "ms_p50") is not None and "kind" not in row]
+    rows = [row for row in source.rows if number(row, "ms_p50") is not None and ("kind" not in row or "stage" in row)]
     if not rows:
         return []
-    columns = ("", "batch", "mode", "implementation", "blocks", "p50 ms", "p95", "p99", "rounds")
-    columns += ("reference / it", "TFLOP/s", "of matmul")
+    times = ("p50 ms", "p95 ms", "p99 ms", "rounds", "reference / it", "TFLOP/s", "of matmul")
+    columns = ("part", "implementation", "mode", "batch", "blocks", *times)
     cells = [
         (
             _name(row),
-            word(row, "batch"),
-            word(row, "mode"),
             word(row, "implementation"),
+            word(row, "mode"),
+            word(row, "batch"),
             word(row, "budget") or word(row, "blocks"),
             ms(row),
             plain(row, "ms_p95"),
@@ -150,15 +152,13 @@ def percentiles(source: Source) -> list[Block]:
         )
         for row in rows
     ]
-    used = [index for index in range(len(columns)) if index < 1 or any(_said(row[index]) for row in cells)]
-    shown = [tuple(row[index] for index in used) for row in cells]
-    return [Table("Percentiles", [columns[index] for index in used], shown, left=1, folded=len(cells) > 40)]
+    return [without_empty(Table("Percentiles", columns, cells, left=2, words=("mode",), folded=len(cells) > 40))]
 
 
 def cold_start(source: Source) -> list[Block]:
-    """The first run of each stage beside the warm one."""
+    """The first run of each stage, beside the warm one where there is one."""
     of_stage: dict[tuple[Any, Any], dict[str, Row]] = {}
-    for row in _stage_rows(source):
+    for row in (row for row in _stage_rows(source) if "kind" not in row):
         of_stage.setdefault((row.get("stage"), row.get("batch")), {})[str(row.get("mode"))] = row
     rows = []
     for (stage, batch), modes in of_stage.items():
@@ -168,7 +168,26 @@ def cold_start(source: Source) -> list[Block]:
         cold_ms, warm_ms = number(modes["cold"], "ms_p50"), number(warm, "ms_p50")
         times = show.times(cold_ms / warm_ms) if cold_ms is not None and warm_ms else None
         rows.append((text(stage), text(batch), ms(modes["cold"]), ms(warm), times))
-    return [Table("Cold start", ("stage", "batch", "first ms", "warm ms", "first / warm"), rows)] if rows else []
+    columns = ("stage", "batch", "cold ms", "warm ms", "cold / warm")
+    return [without_empty(Table("Cold start, in new processes", columns, rows))] if rows else []
+
+
+def clip(source: Source) -> list[Block]:
+    """Of each batch as a whole: memory and energy."""
+    rows = [
+        (
+            word(row, "batch"),
+            ms(row),
+            memory(row),
+            memory(row, "resting_bytes"),
+            memory(row, "weights_bytes"),
+            plain(row, "energy_j_per_clip"),
+        )
+        for row in source.rows
+        if row.get("stage") == WHOLE and number(row, "peak_bytes") is not None
+    ]
+    columns = ("batch", "total ms", "peak memory", "before it", "weights", "J a clip")
+    return [Table("Memory and energy", columns, rows, short=True)] if rows else []
 
 
 def _stage_rows(source: Source) -> list[Row]:
@@ -185,6 +204,7 @@ def _stage(row: Row) -> Stage:
 
 def _name(row: Row) -> str | None:
     stage, step = text(row.get("stage")), text(row.get("step"))
+    stage = stage and " ".join(part for part in (stage, text(row.get("kind"))) if part)
     return stage or (None if step is None else "all steps" if step == "all" else f"step {step}")
 
 
@@ -197,7 +217,3 @@ def _totals(source: Source) -> dict[str, float | None]:
         if whole is not None:
             totals[name] = whole + prompt
     return totals
-
-
-def _said(content: Any) -> bool:
-    return (content.text if isinstance(content, Cell) else content) is not None

@@ -20,7 +20,7 @@ def blocks(source: Source) -> list[Block]:
     if any(row.get("mode") == "graph" for row in taken):
         taken = [row for row in taken if row.get("mode") == "graph"]
     points = [
-        roofline.point(_where(row), f"{row.get('op')} {row.get('dtype') or ''}".strip(), row)
+        roofline.point(_where(row), str(row["op"]), row)
         for row in taken
         if row.get("direction", "forward") == "forward"
     ]
@@ -41,6 +41,7 @@ def table(title: str, rows: list[Row], *, short: bool = False, folded: bool = Fa
         (
             _where(row),
             word(row, "implementation"),
+            word(row, "mode"),
             ms(row),
             ratio(row, "eager_over_this"),
             ratio(row, "compile_over_this"),
@@ -50,7 +51,7 @@ def table(title: str, rows: list[Row], *, short: bool = False, folded: bool = Fa
         )
         for row in (sorted(rows, key=lambda row: not _lost(row)) if short else rows)
     ]
-    return [Table(title, ("op", "ran", *COLUMNS), cells, left=2, short=short, folded=folded)]
+    return [Table(title, ("op", "ran", "mode", *COLUMNS), cells, left=3, short=short, folded=folded)]
 
 
 def losses(taken: list[Row]) -> list[Block]:
@@ -83,10 +84,17 @@ def shares(taken: list[Row]) -> list[Block]:
             axes.scatter(values, [index] * len(values), s=16, color=figures.OURS, zorder=3)
         axes.axvline(100, color=figures.MUTED, linewidth=1)
         axes.set_xlim(left=0)
-        axes.set_xlabel("% of the floor's rate (above 100: the data were in cache)")
+        axes.set_xlabel("% of the floor's rate")
 
     words = ", ".join(f"{name} {100 * min(of_op[name]):.0f} to {100 * max(of_op[name]):.0f} %" for name in names)
-    return [figures.figure("Share of the floor", f"A dot a case. {words}.", figures.height_for(len(names)), draw)]
+    return [
+        figures.figure(
+            "Share of the floor (above 100 %: data in cache)",
+            f"A dot a case. {words}.",
+            figures.height_for(len(names)),
+            draw,
+        )
+    ]
 
 
 def _lost(row: Row) -> bool:

@@ -38,7 +38,7 @@ def summary(source: Source) -> list[Block]:
         for name, value in source.summary.items()
         if isinstance(value, (str, int, float)) and not name.endswith("_interval")
     ]
-    return [Table("Summary", ("", ""), rows)] if rows else []
+    return [Table("Summary", ("figure", "value"), rows)] if rows else []
 
 
 def _others(row: Row, names: list[str]) -> list[Content]:

@@ -11,13 +11,16 @@ from bench.report import figures
 from bench.report.blocks import Block
 from bench.report.source import Source, number
 
+MARKERS = "osD^vP"
+
 
 @dataclass(frozen=True)
 class Point:
-    """An op: flops a byte, TFLOP/s; `group` gives the colour and stands in the legend."""
+    """An op: flops a byte, TFLOP/s; `group` gives the colour, `dtype` the marker."""
 
     name: str
     group: str
+    dtype: str
     intensity: float
     tflops: float
 
@@ -27,7 +30,7 @@ def point(name: str, group: str, row: Any) -> Point | None:
     moved, flops, took = number(row, "bytes"), number(row, "flops"), number(row, "ms_p50")
     if not moved or not flops or not took:
         return None
-    return Point(name, group, flops / moved, flops / took / 1e9)
+    return Point(name, group, str(row.get("dtype") or ""), flops / moved, flops / took / 1e9)
 
 
 def roofline(source: Source, points: Sequence[Point], title: str = "Roofline") -> list[Block]:
@@ -35,11 +38,12 @@ def roofline(source: Source, points: Sequence[Point], title: str = "Roofline") -
     ceilings = source.meta.get("ceilings")
     copy_gbs = number(ceilings, "copy_gbs")
     products = ceilings.get("matmul_tflops") if isinstance(ceilings, dict) else None
-    peaks = {name: number(products, name) for name in products} if isinstance(products, dict) else {}
-    peaks = {name: peak for name, peak in peaks.items() if peak}
+    names = products if isinstance(products, dict) else {}
+    peaks = {name: peak for name in names if (peak := number(products, name))}
     if not points or not copy_gbs or not peaks:
         return []
     groups = list(dict.fromkeys(each.group for each in points))
+    dtypes = list(dict.fromkeys(each.dtype for each in points))
 
     def draw(axes: Any) -> None:
         intensities = [each.intensity for each in points]
@@ -48,35 +52,28 @@ def roofline(source: Source, points: Sequence[Point], title: str = "Roofline") -
         axes.plot([low, ridge], [low * copy_gbs / 1e3, max(peaks.values())], color=figures.MUTED, linewidth=1.1)
         for name, peak in peaks.items():
             axes.plot([peak * 1e3 / copy_gbs, high], [peak, peak], color=figures.MUTED, linewidth=1.1)
-            axes.annotate(
-                f"matmul {name}", (high, peak), xytext=(-2, 3), textcoords="offset points", ha="right", fontsize=8
-            )
-        for index, group in enumerate(groups):
-            of_it = [each for each in points if each.group == group]
-            color, marker = figures.SERIES[index % len(figures.SERIES)], "osD^vP"[index // len(figures.SERIES) % 6]
-            axes.scatter(
-                [each.intensity for each in of_it],
-                [each.tflops for each in of_it],
-                s=16,
-                color=color,
-                marker=marker,
-                label=group,
-                zorder=3,
-            )
+            at = {"xytext": (-2, 3), "textcoords": "offset points", "ha": "right", "fontsize": figures.SMALL}
+            axes.annotate(name, (high, peak), **at)
+        for each in points:
+            axes.scatter(each.intensity, each.tflops, s=20, zorder=3, **_look(each.group, each.dtype))
+        for group in groups:
+            axes.scatter([], [], s=20, label=group, **_look(group, dtypes[0]))
+        for dtype in dtypes if len(dtypes) > 1 else ():
+            axes.scatter([], [], s=20, label=dtype, **_look(groups[0], dtype) | {"color": figures.MUTED})
+        axes.margins(y=0.12)
         axes.set(xlim=(low, high), xlabel="flops a byte", ylabel="TFLOP/s")
         figures.log_axis(axes, "x")
         figures.log_axis(axes, "y")
-        axes.annotate(
-            f"copy {show.number(copy_gbs)} GB/s",
-            (low, low * copy_gbs / 1e3),
-            xytext=(2, 12),
-            textcoords="offset points",
-            fontsize=8,
-        )
         axes.figure.legend(loc="outside lower center", ncols=2)
+
+    def _look(group: str, dtype: str) -> dict[str, str]:
+        index = groups.index(group)
+        color = figures.SERIES[index % len(figures.SERIES)]
+        return {"color": color, "marker": MARKERS[(dtypes.index(dtype) + index // len(figures.SERIES)) % len(MARKERS)]}
 
     nearest = ", ".join(
         f"{each.name} {show.number(each.tflops)} TFLOP/s at {each.intensity:.3g}" for each in points[:12]
     )
-    alt = f"Roofline, {len(points)} points under a copy of {show.number(copy_gbs)} GB/s: {nearest}."
-    return [figures.figure(title, alt, 3.3 + 0.17 * ((len(groups) + 1) // 2), draw)]
+    title = f"{title}: copy {show.number(copy_gbs)} GB/s, matmul {', '.join(peaks)}"
+    alt = f"{len(points)} points under the measured ceilings: {nearest}."
+    return [figures.figure(title, alt, 3.1 + 0.18 * ((len(groups) + len(dtypes) + 1) // 2), draw)]

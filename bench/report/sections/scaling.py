@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bench.report import figures
-from bench.report.blocks import Block, Cell, Table
+from bench.report.blocks import Block, Cell, Table, without_empty
 from bench.report.cells import ms, ratio, word
 from bench.report.source import Source, interval, number, text
 from bench.results import Row
@@ -38,7 +38,7 @@ def plot(source: Source, axis: str, rows: list[Row]) -> list[Block]:
             x, y = [each[0] for each in points], [each[1] for each in points]
             low = [max(0.0, took - ends[0]) if ends else 0.0 for _, took, ends in points]
             high = [max(0.0, ends[1] - took) if ends else 0.0 for _, took, ends in points]
-            fit = _fit(source, axis, name)
+            fit = _fits(source, axis).get(name)
             power, start = number(fit, "exponent"), number(fit, "coefficient")
             label = name if power is None else f"{name}: exponent {power:.2f}"
             axes.errorbar(x, y, yerr=[low, high], color=color, marker="o", markersize=3.5, capsize=2, label=label)
@@ -59,14 +59,15 @@ def plot(source: Source, axis: str, rows: list[Row]) -> list[Block]:
 def fits(source: Source, axes: list[str]) -> list[Block]:
     rows = []
     for axis in axes:
-        of_axis = source.summary.get(axis)
-        for name, fit in of_axis.items() if isinstance(of_axis, dict) else ():
+        for name, fit in _fits(source, axis).items():
             if isinstance(fit, dict):
                 share = number(fit, "fixed_share")
                 fixed = None if share is None else f"{100 * share:.0f} %"
-                rows.append((axis, str(name), _figure(fit, "exponent"), ms(fit, "fixed_ms"), fixed, _deviation(fit)))
-    columns = ("axis", "implementation", "exponent (95 %)", "fixed ms", "fixed share", "off the power law")
-    return [Table("Fits: ms = c · value^exponent", columns, rows, left=2, short=True)] if rows else []
+                powers = _figure(fit, "exponent"), _figure(_fits(source, axis), "floor_exponent")
+                rows.append((axis, str(name), *powers, ms(fit, "fixed_ms"), fixed, _deviation(fit)))
+    columns = ("axis", "implementation", "exponent (95 %)", "the floor's", "fixed ms", "fixed share", "off the law")
+    title = "Fits: ms = c · value^exponent, and ms = fixed + b · value"
+    return [without_empty(Table(title, columns, rows, left=2, short=True))] if rows else []
 
 
 def table(source: Source) -> list[Block]:
@@ -83,9 +84,11 @@ def _over(row: Row) -> Cell:
     return ratio(row, "reference_over_this")
 
 
-def _fit(source: Source, axis: str, implementation: str) -> Any:
-    of_axis = source.summary.get(axis)
-    return of_axis.get(implementation) if isinstance(of_axis, dict) else None
+def _fits(source: Source, axis: str) -> dict[str, Any]:
+    """Of one axis by implementation; beside them stands what is common to all."""
+    axes = source.summary.get("axes")
+    found = (axes if isinstance(axes, dict) else source.summary).get(axis)
+    return found if isinstance(found, dict) else {}
 
 
 def _figure(fit: dict[str, Any], name: str) -> str | None:
@@ -96,5 +99,5 @@ def _figure(fit: dict[str, Any], name: str) -> str | None:
 
 
 def _deviation(fit: dict[str, Any]) -> str | None:
-    value = number(fit, "deviation")
+    value = number(fit, "largest_deviation")
     return None if value is None else f"{100 * value:+.1f} %"

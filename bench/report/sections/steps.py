@@ -7,13 +7,13 @@ from typing import Any
 from bench import show
 from bench.names import PRESTO, REFERENCE
 from bench.report import figures
-from bench.report.blocks import Block, Note, Table
+from bench.report.blocks import Block, Note, Table, without_empty
 from bench.report.cells import ms, percent, plain, word
 from bench.report.sections import latency, roofline
 from bench.report.source import Source, number, text
 from bench.results import Row
 
-TOTALS = ("sum", "step, unprofiled")
+TOTALS, GAPS = ("sum", "step, unprofiled"), "gaps"
 
 
 def blocks(source: Source) -> list[Block]:
@@ -22,11 +22,13 @@ def blocks(source: Source) -> list[Block]:
     shown = sides[PRESTO] or sides[REFERENCE] or kinds
     parts = [row for row in shown if row.get("kind") not in TOTALS and number(row, "ms_p50") is not None]
     parts.sort(key=lambda row: -(number(row, "ms_p50") or 0))
+    gaps = sum(number(row, "gap_ms") or 0.0 for row in parts)
+    idle = [parts[0] | {"kind": GAPS, "ms_p50": gaps, "floor_ms": 0.0, "excess_ms": gaps}] if gaps else []
     points = [roofline.point(str(row["kind"]), str(row["kind"]), row) for row in parts]
     return [
-        *(by_kind(parts) if parts else []),
+        *(by_kind([*parts, *idle]) if parts else []),
         *roofline.roofline(source, [each for each in points if each is not None]),
-        *largest_gap(parts),
+        *largest_gap([*parts, *idle]),
         *kinds_table(sides, kinds),
         *predicted(source),
         *(latency.waterfall(title, stages) for title, stages in latency.walks(source)),
@@ -76,7 +78,7 @@ def largest_gap(parts: list[Row]) -> list[Block]:
         return []
     gap, row = max(known, key=lambda pair: pair[0])
     whole = sum(number(each, "ms_p50") or 0.0 for each in parts)
-    share = f", {100 * gap / whole:.0f} % of the step" if whole else ""
+    share = f", {100 * gap / whole:.1f} % of the step" if whole else ""
     return [Note(f"Furthest from its floor: {row['kind']}, {show.number(gap)} ms above it{share}.", short=True)]
 
 
@@ -104,10 +106,9 @@ def kinds_table(sides: dict[str, list[Row]], kinds: list[Row]) -> list[Block]:
                 plain(ours, "tflops"),
             )
         )
-    columns = ("kind of op", "reference ms", "presto ms", "ratio", "floor ms", "above it ms", "of ceiling")
-    columns += ("launches", "gaps ms", "GB/s", "TFLOP/s")
-    used = [i for i in range(len(columns)) if i == 0 or any(latency._said(row[i]) for row in cells)]
-    return [Table("Kinds of op", [columns[i] for i in used], [[row[i] for i in used] for row in cells], short=True)]
+    above = ("floor ms", "above it ms", "of ceiling", "launches", "gaps ms", "GB/s", "TFLOP/s")
+    columns = ("kind of op", "reference ms", "presto ms", "ratio", *above)
+    return [without_empty(Table("Kinds of op", columns, cells, short=True))]
 
 
 def predicted(source: Source) -> list[Block]:
@@ -115,8 +116,17 @@ def predicted(source: Source) -> list[Block]:
     found = source.summary.get("predicted")
     if not isinstance(found, dict) or not found:
         return []
-    figures_of = {name: each if isinstance(each, dict) else {"": each} for name, each in found.items()}
-    names = list(dict.fromkeys(name for each in figures_of.values() for name in each))
-    rows = [(device, *(text(each.get(name)) for name in names)) for device, each in figures_of.items()]
-    title = "Predicted, not measured: the step's floor by published rates"
-    return [Table(title, ("device", *(name.replace("_", " ") for name in names)), rows)]
+    rows: list[dict[str, Any]] = []
+    for device, each in found.items():
+        figures_of = _dict(each)
+        alike = {name: value for name, value in figures_of.items() if not isinstance(value, dict) and name != "basis"}
+        rates = _dict(figures_of.get("rates")) or {"": {}}
+        rows += [{"device": device, "products": rate, **_dict(rates[rate]), **alike} for rate in rates]
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[text(row.get(name)) for name in names] for row in rows]
+    words = [name.replace("_", " ") for name in names]
+    return [without_empty(Table("Predicted from datasheets, not measured", words, cells, left=2, words=("source",)))]
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -16,7 +16,7 @@ def telemetry(source: Source) -> list[Block]:
         if isinstance(source.meta.get(part), Mapping)
         for name, value in _flat(source.meta[part])
     ]
-    return [Table("While it ran", ("", ""), rows, folded=len(rows) > 12)] if rows else []
+    return [Table("While it ran", ("figure", "value"), rows, folded=len(rows) > 12)] if rows else []
 
 
 def _flat(fields: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str | None]]:
