@@ -39,6 +39,7 @@ OURS, FLOOR = COLORS["ours"], COLORS["muted"]
 SERIES = tuple(COLORS[name] for name in ("ours", "compiled", "scheduled", "c1", "c2", "c3", "c4", "plain"))
 
 SMALL = 9
+LONGEST = 32  # letters of a name beside a bar
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "presto",
@@ -96,7 +97,9 @@ def figure(title: str, alt: str, height: float, draw: Callable[[Any], None]) -> 
 
 def bars(axes: Any, names: Sequence[str]) -> None:
     """Names down the left side, the first at the top; the grid along the values alone."""
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(
+        range(len(names)), [name if len(name) <= LONGEST else f"{name[: LONGEST - 3]}..." for name in names]
+    )
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(False, axis="y")
     axes.tick_params(axis="y", length=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from bench.report.blocks import WARN, Block, Note, Section, Table
+from bench.report.blocks import WARN, Block, Cell, Note, Section, Table
 from bench.report.cells import word
 from bench.report.sections import ablate, latency, memory, ops, plain, scaling, steps, training, verdicts
 from bench.report.source import Source
@@ -55,7 +55,11 @@ def _title(source: Source) -> str:
 def _warnings(source: Source) -> list[Block]:
     """What the bench itself says its figures cannot tell."""
     said = source.summary.get("warnings")
-    return [Note(str(each), WARN) for each in said] if isinstance(said, list) else []
+    said = [str(each).removeprefix("warning: ") for each in said] if isinstance(said, list) else []
+    if len(said) <= 3:
+        return [Note(each, WARN) for each in said]
+    title = f"What these figures cannot tell: {len(said)} warnings"
+    return [Table(title, ("warning",), [(Cell(each, WARN),) for each in said], folded=True)]
 
 
 def _refused(source: Source) -> list[Block]:

@@ -83,8 +83,9 @@ def waterfall(title: str, stages: list[Stage]) -> Figure:
                 low, high = stage.ends
                 ends = [[max(0.0, stage.ms - low)], [max(0.0, high - stage.ms)]]
                 axes.errorbar(begun + stage.ms, index, xerr=ends, color=figures.INK, capsize=2, linewidth=0.8)
+            end = begun + max(stage.ms, stage.ends[1] if stage.ends else 0.0)
             begun += stage.ms
-            figures.number_at(axes, begun, index, stage.ms)
+            figures.number_at(axes, end, index, stage.ms)
         axes.set_xlim(0, total * 1.16 or 1)
         axes.set_xlabel("ms")
 

@@ -30,6 +30,7 @@ def plot(source: Source, axis: str, rows: list[Row]) -> list[Block]:
             of_it.setdefault(name, []).append((value, took, interval(row, "ms_p50")))
     if not of_it:
         return []
+    floor = {number(row, "value"): number(row, "floor_ms") for row in rows if number(row, "floor_ms")}
     values = sorted({value for points in of_it.values() for value, _, _ in points})
 
     def draw(axes: Any) -> None:
@@ -44,6 +45,10 @@ def plot(source: Source, axis: str, rows: list[Row]) -> list[Block]:
             axes.errorbar(x, y, yerr=[low, high], color=color, marker="o", markersize=3.5, capsize=2, label=label)
             if power is not None and start:
                 axes.plot(x, [start * each**power for each in x], color=color, linestyle=(0, (2, 2)), linewidth=1)
+        if floor:
+            axes.plot(
+                *zip(*sorted(floor.items()), strict=True), color=figures.MUTED, linewidth=1, label="counted floor"
+            )
         figures.log_axis(axes, "x", values if len(values) <= 8 else ())
         figures.log_axis(axes, "y")
         axes.set(xlabel=axis, ylabel="ms")
@@ -53,7 +58,7 @@ def plot(source: Source, axis: str, rows: list[Row]) -> list[Block]:
         f"{name} from {min(points)[1]:.3g} ms at {min(points)[0]:g} to {max(points)[1]:.3g} ms at {max(points)[0]:g}"
         for name, points in of_it.items()
     )
-    return [figures.figure(f"Time against {axis}", f"Log-log. {words}.", 2.9 + 0.17 * len(of_it), draw)]
+    return [figures.figure(f"Time against {axis}", f"Log-log. {words}.", 3.1 + 0.17 * len(of_it), draw)]
 
 
 def fits(source: Source, axes: list[str]) -> list[Block]:
