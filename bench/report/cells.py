@@ -54,9 +54,7 @@ def change(fields: Any, name: str = "change") -> Cell:
     shown = f"{100 * value:+.1f} %"
     if ends is None:
         return Cell(shown)
-    low, high = ends
-    tone = BAD if low > 0 else GOOD if high < 0 else QUIET
-    return Cell(f"{shown} ({100 * low:+.1f} to {100 * high:+.1f})", tone)
+    return Cell(f"{shown} ({100 * ends[0]:+.1f} to {100 * ends[1]:+.1f})")
 
 
 def memory(fields: Any, name: str = "peak_bytes") -> Cell:

@@ -19,11 +19,9 @@ def first(sources: Sequence[Source]) -> list[Note]:
         notes.append(Note(f"{words} ({source.device})", tone))
     for source in sources:
         notes += _targets(source)
-    for source in sources:
-        if source.report.refused:
-            refused = [row for row in source.report.refused if isinstance(row, dict)]
-            who = ", ".join(dict.fromkeys(text(row.get("implementation")) or "-" for row in refused))
-            notes.append(Note(f"{source.name}: {len(source.report.refused)} refused and not timed ({who})", WARN))
+    refused = [f"{len(source.report.refused)} in {source.name} ({_who(source)})" for source in sources if _who(source)]
+    if refused:
+        notes.append(Note(f"refused and not timed: {', '.join(refused)}", WARN))
     if not judged:
         notes.append(Note("No gate and no comparison among these files: nothing here passes or fails.", QUIET))
     return notes
@@ -37,6 +35,12 @@ def marks(sources: Sequence[Source]) -> list[Note]:
             kind = re.split(r":| \d", mark)[0]  # "busy: load average 2", "load 2.0: ..."
             files.setdefault((kind, source.device), []).append(source.name)
     return [Note(f"{kind}, on {device}: {', '.join(names)}", WARN) for (kind, device), names in files.items()]
+
+
+def _who(source: Source) -> str:
+    """The implementations that were refused."""
+    rows = [row for row in source.report.refused if isinstance(row, dict)]
+    return ", ".join(dict.fromkeys(text(row.get("implementation")) or "-" for row in rows))
 
 
 def _targets(source: Source) -> list[Note]:

@@ -8,7 +8,7 @@ from bench.report import figures
 from bench.report.blocks import BAD, Block, Note, Table
 from bench.report.cells import label, ms, percent, plain, ratio, word
 from bench.report.sections import roofline
-from bench.report.source import Source, number
+from bench.report.source import Source, interval, number
 from bench.results import Row
 
 COLUMNS = ("p50 ms", "eager / it", "compile / it", "it / copy", "of floor", "GB/s")
@@ -56,6 +56,7 @@ def table(title: str, rows: list[Row], *, short: bool = False, folded: bool = Fa
 
 def losses(taken: list[Row]) -> list[Block]:
     """In how many cases a baseline is ahead, beyond its interval."""
+    taken = [row for row in taken if any(interval(row, f"{side}_over_this") for side in ("eager", "compile"))]
     if not taken:
         return []
     lost = [_where(row) for row in taken if _lost(row)]

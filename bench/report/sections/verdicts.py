@@ -42,7 +42,7 @@ def _table(title: str, rows: list[Row], *, short: bool = False, folded: bool = F
         (
             text(row.get("key")),
             Cell(text(row.get("verdict")), TONES.get(str(row.get("verdict")), WARN)),
-            change(row),
+            _change(row),
             Cell(None if (p := number(row, "p_value")) is None else f"{p:.2g}"),
             word(row, "reason"),
         )
@@ -54,6 +54,11 @@ def _table(title: str, rows: list[Row], *, short: bool = False, folded: bool = F
     columns = ("row", "verdict", "change (95 %)", "p", "why")
     kept = len(columns) if with_reason else len(columns) - 1
     return [Table(title, columns[:kept], [row[:kept] for row in cells], left=2, short=short, folded=folded)]
+
+
+def _change(row: Row) -> Cell:
+    """In the verdict's tone: a test of all rows together may not believe what one row's interval says."""
+    return Cell(change(row).text, {"slower": BAD, "faster": GOOD}.get(str(row.get("verdict")), QUIET))
 
 
 def _rank(row: Row) -> int:
