@@ -21,7 +21,10 @@ from bench.report.cells import label
 from bench.report.source import Source, interval, number, text
 from bench.results import Row
 
-SAME = ("config", "dtype", "precision", "steps", "guidance", "step", "batch", "latents", "blocks", "audio", "chunk")
+SAME = (
+    *("config", "checkpoint", "dtype", "precision", "steps", "guidance", "layers", "stage", "step", "length", "audio"),
+    *("batch", "latents", "blocks", "chunk", "kept"),
+)
 """Settings that a row's key does not say, where they are one value; of several dtypes, the keys say which."""
 
 WIDTH, HEIGHT, MARGIN = 150, 30, 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from bench.report.blocks import BAD, GOOD, WARN, Cell, Note, Section, Table, cell
 
@@ -25,8 +25,8 @@ def markdown(
         made = _section(section)
         if made is None:
             continue
-        if len("\n\n".join([*parts, made]).encode()) > LIMIT - 2_000:
-            left_out.append(escape(section.title))
+        if len("\n\n".join([*parts, made]).encode()) > LIMIT - 6_000:  # room for their names
+            left_out.append(escape(section.title[:60]))
         else:
             parts.append(made)
     if left_out:
@@ -68,8 +68,8 @@ def _table(table: Table) -> str:
     return "\n".join(lines)
 
 
-def _line(cells: object) -> str:
-    return "| " + " | ".join(cells) + " |"  # type: ignore[arg-type]
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def _cell(content: Cell) -> str:
