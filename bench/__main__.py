@@ -11,8 +11,25 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bench import decode, distill, docs, latency, ops, quality, report, steps, train, tune, validate
+from bench import (
+    ablate,
+    compare,
+    decode,
+    distill,
+    docs,
+    latency,
+    ops,
+    quality,
+    report,
+    scaling,
+    steps,
+    train,
+    tune,
+    validate,
+)
 from bench.cli import BadOption, add_options, from_namespace
+from bench.gate import run as gate
+from bench.gate import simulate
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "latency": (latency.LatencyOptions, latency.run),
@@ -21,11 +38,16 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "distill": (distill.DistillOptions, distill.run),
     "decode": (decode.DecodeOptions, decode.run),
     "ops": (ops.OpsOptions, ops.run),
+    "ablate": (ablate.AblateOptions, ablate.run),
     "quality": (quality.QualityOptions, quality.run),
+    "scaling": (scaling.ScalingOptions, scaling.run),
     "docs": (docs.DocsOptions, docs.run),
-    "tune": (tune.TuneOptions, tune.run),
+    "compare": (compare.CompareOptions, compare.run),
+    "simulate": (simulate.SimulateOptions, simulate.run),
+    "gate": (gate.GateOptions, gate.run),
     "report": (report.ReportOptions, report.run),
     "validate": (validate.ValidateOptions, validate.run),
+    "tune": (tune.TuneOptions, tune.run),
 }
 
 

@@ -32,7 +32,7 @@ def option(default: Any, help: str, *, choices: Sequence[Any] | None = None) -> 
 
 
 def argument(help: str) -> Any:
-    """A dataclass field that is given by its place: `tuple[str, ...]`, one or more words without a flag."""
+    """A dataclass field that is given by its place: `str` one word, `tuple[str, ...]` one or more."""
     return dataclasses.field(metadata={"help": help, "choices": None, "positional": True})
 
 
@@ -44,7 +44,8 @@ def add_options(parser: argparse.ArgumentParser, options: type) -> None:
     hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
         if field.metadata.get("positional"):
-            parser.add_argument(field.name, nargs="+", metavar="FILE", help=field.metadata["help"])
+            several: dict[str, Any] = {"nargs": "+"} if typing.get_origin(hints[field.name]) is tuple else {}
+            parser.add_argument(field.name, metavar=field.name.upper(), help=field.metadata["help"], **several)
             continue
         flag = "--" + field.name.replace("_", "-")
         kind = _without_none(hints[field.name])

@@ -96,7 +96,7 @@ def row_problems(rows: list[results.Row]) -> Iterator[str]:
 
 def _row_problems(row: results.Row) -> Iterator[str]:
     key = results.row_key(row)
-    if key and "key" in row and row["key"] != key:  # a verdict has the key of the rows it compares, and no such field
+    if key and "key" in row and row["key"] != key:
         yield f".key: {row['key']!r}, but the row's fields make {key!r}"
     for name, value in row.items():
         if name.endswith("_interval") and _numbers(value) and len(value) == 2 and value[0] > value[1]:

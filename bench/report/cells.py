@@ -46,17 +46,6 @@ def ratio(fields: Any, name: str) -> Cell:
     return Cell(shown, GOOD if (ends[0] > 1) == gain_above else BAD)
 
 
-def change(fields: Any, name: str = "change") -> Cell:
-    """ "+3.2 % (+2.9 to +3.6)" of a fraction; more is slower."""
-    value, ends = number(fields, name), interval(fields, name)
-    if value is None:
-        return Cell(None)
-    shown = f"{100 * value:+.1f} %"
-    if ends is None:
-        return Cell(shown)
-    return Cell(f"{shown} ({100 * ends[0]:+.1f} to {100 * ends[1]:+.1f})")
-
-
 def memory(fields: Any, name: str = "peak_bytes") -> Cell:
     value = number(fields, name)
     if value is None:

@@ -16,7 +16,7 @@ def first(sources: Sequence[Source]) -> list[Note]:
     notes = []
     for source in judged:
         words, tone = verdicts.verdict(source)
-        notes.append(Note(f"{words} ({source.device})", tone))
+        notes.append(Note(f"{words}, on {source.device}", tone))
     for source in sources:
         notes += _targets(source)
     refused = [f"{len(source.report.refused)} in {source.name} ({_who(source)})" for source in sources if _who(source)]

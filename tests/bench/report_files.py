@@ -127,11 +127,12 @@ def gate():
         ("gone", None),
     )
     rows = [
-        {"key": f"row {name}", "verdict": name, "change": change, "p_value": 0.001}
-        | ({} if change is None else {"change_interval": [change - 0.001, change + 0.001]})
+        {"subject": f"row {name}", "verdict": name, "launches": [{"base": 1.0, "new": 1.1}] * 4}
+        | ({} if change is None else {"change": change, "p_value": 0.001})
+        | ({} if change is None else {"change_interval": [change - 0.001, None if name == "same" else change + 0.001]})
         for name, change in verdicts
     ]
-    return "gate", meta(), rows, {}
+    return "gate", meta(baseline_commit="abcdef0123"), rows, {"fail_above": 0.03, "verdict": "slower"}
 
 
 def nobody():

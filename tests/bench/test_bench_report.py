@@ -95,7 +95,8 @@ def test_every_kind_of_file_has_its_section(reported):
         "decode 1 900", "power w, max 690", "uncommitted changes", "Inside step 0, presto: 0.620 ms",
         "Furthest from its floor: qkv", "Predicted from datasheets, not measured", "H100 fp8 0.1 3350",
         "1.000 (0.900 to 1.100)", "1.20x (1.18 to 1.22)", "steps batch 1 1379 latents presto 1.00 GB 25 %",
-        "row slower slower +5.0 % (+4.9 to +5.1)", "Refused, not timed: 1", "5 warnings", "seam", "Another GPU",
+        "row slower slower +5.0 % (+4.9 to +5.1) 0.001 4", "row same same +0.1 % (+0.0 to ?)",
+        "Refused, not timed: 1", "5 warnings", "seam", "Another GPU",
     ):  # fmt: skip
         assert said in shown, said
     assert "| row inconclusive | inconclusive | +2.0 % (+1.9 to +2.1) |" in text  # no loss, whatever its interval says
@@ -168,7 +169,10 @@ def test_every_table_of_figures_names_its_device(reported):
 def test_the_summary_begins_with_the_verdict(tmp_path, files, reported):
     _, text = reported
     first = text.split("\n\n")[1].splitlines()
-    assert first[0] == "- ❌ gate: of 6 rows 1 slower, 1 gone, 1 inconclusive, 1 faster, 1 new, 1 the same (Some GPU)"
+    assert first[0] == (
+        "- ❌ gate against abcdef0: of 6 rows 1 slower, 1 gone, 1 inconclusive, 1 faster, 1 new, 1 the same (slower is "
+        "more than 3 %), on Some GPU"
+    )
     assert first[1] == "- ❌ targets on Some GPU: met: mono 230 ms; missed: fast 22 ms"
     assert "⚠️ throttled, on Some GPU: latency.json" in text
     assert "[The page](https://example.org/runs/1) has" in text
@@ -182,12 +186,18 @@ def test_without_a_slower_row_the_gate_is_good(tmp_path, files):
     told["rows"] = told["rows"][:1]
     files[0].write_text(json.dumps(told))
     (found,) = verdict.first(source.read(files[:1]))[:1]
-    assert (found.text, found.tone) == ("gate: of 1 rows 1 the same (Some GPU)", "good")
+    assert found.tone == "good" and "of 1 rows 1 the same" in found.text
+    told["summary"]["verdict"] = "stopped"
+    files[0].write_text(json.dumps(told))
+    (found,) = verdict.first(source.read(files[:1]))[:1]
+    assert found.tone == "warn" and "stopped before its end" in found.text
 
 
 def test_the_summary_is_never_too_long(tmp_path, files):
     told = json.loads(files[MAKERS.index(gate)].read_text())
-    told["rows"] = [{"key": f"{number} {'long ' * 90}", "verdict": "slower", "change": 0.1} for number in range(400)]
+    told["rows"] = [
+        {"subject": f"{number} {'long ' * 90}", "verdict": "slower", "change": 0.1} for number in range(400)
+    ]
     paths = []
     for number in range(30):
         paths.append(tmp_path / f"gate-{number}.json")

@@ -10,6 +10,8 @@ import pytest
 
 from bench import machine, results, schema, validate
 from bench.__main__ import main
+from bench.gate.rule import Change, Outcome
+from bench.verdicts import verdict_row
 
 ROOT = Path(__file__).parents[2]
 OLD = sorted((ROOT / "bench" / "results").glob("*-cpu.json"))
@@ -118,10 +120,12 @@ def test_a_row_needs_a_figure_and_a_key_of_its_own(good, problems):
     assert problems(good) == ["$.rows: 2 rows have the key 'snake/presto cpu'"]
 
 
-def test_verdicts_have_the_keys_of_the_rows_they_compare(good, problems):
-    verdict = {"change": 0.04, "change_interval": [0.03, 0.05], "p_value": 0.001, "verdict": "slower"}
-    good["rows"] = [{"key": "snake/presto cpu", **verdict}, {"key": "renoise/presto cpu", "change": None}]
-    assert problems(good) == []
+def test_a_verdict_is_a_figure_and_its_interval_may_be_open(good, problems):
+    outcome = Outcome("inconclusive", Change(0.04, -0.01, float("inf"), 0.1, 0.9, 2), 0.1, True)
+    launches = [{"base": 1.0, "new": 1.04}, {"base": 1.1, "new": 1.14}]
+    rows = [verdict_row("snake", "inconclusive", outcome, launches), verdict_row("swiglu", "gone", note="broken")]
+    good["rows"] = [{"key": results.row_key(row), **row} for row in rows]
+    assert problems(good) == [] and good["rows"][0]["change_interval"] == [-0.01, None]
 
 
 def test_the_exit_status_tells_wrong_from_absent(good, tmp_path, capsys):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from bench.report.blocks import BAD, GOOD, QUIET, WARN, Block, Cell, Note, Table
-from bench.report.cells import change, word
+from bench.report.blocks import BAD, GOOD, QUIET, WARN, Block, Cell, Note, Table, without_empty
+from bench.report.cells import word
 from bench.report.source import Source, number, text
 from bench.results import Row
 
@@ -27,38 +27,58 @@ def blocks(source: Source) -> list[Block]:
 
 
 def verdict(source: Source) -> tuple[str, str]:
-    """ "2 rows slower, 40 the same", in the tone of the worst."""
+    """ "gate against 0123456: of 42 rows 2 slower, 40 the same", in the tone of the worst."""
+    before = text(source.meta.get("baseline_commit") or source.meta.get("old_commit"))
+    name = source.bench + (f" against {before[:7]}" if before else "")
     counts = Counter(str(row.get("verdict")) for row in source.rows if row.get("verdict") is not None)
     if not counts:
-        return f"{source.bench}: nothing compared", WARN
-    order = sorted(counts, key=lambda name: list(TONES).index(name) if name in TONES else -1)
-    said = ", ".join(f"{counts[name]} {'the same' if name == 'same' else name}" for name in order)
-    tone = next((TONES.get(name, WARN) for name in order if TONES.get(name, WARN) != QUIET), GOOD)
-    return f"{source.bench}: of {sum(counts.values())} rows {said}", tone
+        return f"{name}: nothing was compared", WARN
+    order = sorted(counts, key=lambda each: list(TONES).index(each) if each in TONES else -1)
+    said = ", ".join(f"{counts[each]} {'the same' if each == 'same' else each}" for each in order)
+    tone = next((TONES.get(each, WARN) for each in order if TONES.get(each, WARN) != QUIET), GOOD)
+    accepted = number(source.summary, "fail_above")
+    limit = "" if accepted is None else f" (slower is more than {100 * accepted:g} %)"
+    if source.summary.get("verdict") == "stopped":
+        name, tone = f"{name}, stopped before its end", BAD if tone == BAD else WARN
+    return f"{name}: of {sum(counts.values())} rows {said}{limit}", tone
 
 
 def _table(title: str, rows: list[Row], *, short: bool = False, folded: bool = False) -> list[Block]:
     cells = [
         (
-            text(row.get("key")),
+            text(row.get("subject") or row.get("key")),
             Cell(text(row.get("verdict")), TONES.get(str(row.get("verdict")), WARN)),
             _change(row),
             Cell(None if (p := number(row, "p_value")) is None else f"{p:.2g}"),
-            word(row, "reason"),
+            _launches(row),
+            word(row, "note"),
         )
         for row in rows
     ]
     if not cells:
         return []
-    with_reason = any(row[-1] is not None for row in cells)
-    columns = ("row", "verdict", "change (95 %)", "p", "why")
-    kept = len(columns) if with_reason else len(columns) - 1
-    return [Table(title, columns[:kept], [row[:kept] for row in cells], left=2, short=short, folded=folded)]
+    columns = ("row", "verdict", "change (95 %)", "p, corrected", "launches", "note")
+    return [without_empty(Table(title, columns, cells, left=2, words=("note",), short=short, folded=folded))]
 
 
 def _change(row: Row) -> Cell:
-    """In the verdict's tone: a test of all rows together may not believe what one row's interval says."""
-    return Cell(change(row).text, {"slower": BAD, "faster": GOOD}.get(str(row.get("verdict")), QUIET))
+    """ "+3.2 % (+2.9 to +3.6)" of a fraction, more is slower; an interval may be open upwards.
+
+    In the verdict's tone: a test of all rows together may not believe what one row's interval says.
+    """
+    value, ends = number(row, "change"), row.get("change_interval")
+    if value is None:
+        return Cell(None)
+    shown = f"{100 * value:+.1f} %"
+    if isinstance(ends, list) and len(ends) == 2:
+        low, high = (None if number({"": end}, "") is None else f"{100 * end:+.1f}" for end in ends)
+        shown += f" ({low or '?'} to {high or '?'})"
+    return Cell(shown, {"slower": BAD, "faster": GOOD}.get(str(row.get("verdict")), QUIET))
+
+
+def _launches(row: Row) -> str | None:
+    made = row.get("launches")
+    return str(len(made)) if isinstance(made, list) else None
 
 
 def _rank(row: Row) -> int:
