@@ -11,7 +11,22 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bench import ablate, compare, decode, distill, docs, latency, ops, quality, scaling, steps, train, tune
+from bench import (
+    ablate,
+    compare,
+    decode,
+    distill,
+    docs,
+    latency,
+    ops,
+    quality,
+    report,
+    scaling,
+    steps,
+    train,
+    tune,
+    validate,
+)
 from bench.cli import BadOption, add_options, from_namespace
 from bench.gate import run as gate
 from bench.gate import simulate
@@ -30,6 +45,8 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "compare": (compare.CompareOptions, compare.run),
     "simulate": (simulate.SimulateOptions, simulate.run),
     "gate": (gate.GateOptions, gate.run),
+    "report": (report.ReportOptions, report.run),
+    "validate": (validate.ValidateOptions, validate.run),
     "tune": (tune.TuneOptions, tune.run),
 }
 
