@@ -1,4 +1,4 @@
-"""python -m bench latency | steps | train | distill | decode | ops | quality | tune | docs
+"""python -m bench latency | steps | train | distill | decode | memory | ops | quality | tune | docs
 
 python -m bench distill          # one training step of each distillation method beside plain PyTorch
 python -m bench distill --kept   # Presto-L's step with mixed batches against the share of blocks they keep
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bench import decode, distill, docs, latency, ops, quality, steps, train, tune
+from bench import decode, distill, docs, latency, memory, ops, quality, steps, train, tune
 from bench.cli import BadOption, add_options, from_namespace
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "distill": (distill.DistillOptions, distill.run),
     "decode": (decode.DecodeOptions, decode.run),
     "ops": (ops.OpsOptions, ops.run),
+    "memory": (memory.MemoryOptions, memory.run),
     "quality": (quality.QualityOptions, quality.run),
     "docs": (docs.DocsOptions, docs.run),
     "tune": (tune.TuneOptions, tune.run),

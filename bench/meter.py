@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import os
 import resource
 from pathlib import Path
@@ -64,3 +66,13 @@ def zeros(module: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> 
     for parameter in module.parameters():
         parameter.zero_()
     return module
+
+
+def give_back() -> None:
+    """What was freed goes back to the system, so that what comes is not hidden in it; glibc keeps it otherwise."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -34,12 +34,13 @@ def call(function: str, *arguments: Any, environment: Mapping[str, str] | None =
     Raises:
         ChildError: it raised, or it was killed, as it is where memory runs out.
     """
-    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    variables = {**os.environ, **(environment or {})}
+    variables["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), variables.get("PYTHONPATH"))))
     done = subprocess.run(
         [sys.executable, "-m", "bench.subprocesses", function, json.dumps(arguments)],
         capture_output=True,
         text=True,
-        env={**os.environ, **(environment or {}), "PYTHONPATH": path},
+        env=variables,
         check=False,
     )
     if done.returncode:
