@@ -11,8 +11,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bench import decode, distill, docs, latency, memory, ops, quality, steps, train, tune
+from bench import compare, decode, distill, docs, latency, memory, ops, quality, steps, train, tune
 from bench.cli import BadOption, add_options, from_namespace
+from bench.gate import run as gate
+from bench.gate import simulate
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "latency": (latency.LatencyOptions, latency.run),
@@ -24,6 +26,9 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "memory": (memory.MemoryOptions, memory.run),
     "quality": (quality.QualityOptions, quality.run),
     "docs": (docs.DocsOptions, docs.run),
+    "compare": (compare.CompareOptions, compare.run),
+    "simulate": (simulate.SimulateOptions, simulate.run),
+    "gate": (gate.GateOptions, gate.run),
     "tune": (tune.TuneOptions, tune.run),
 }
 

@@ -13,8 +13,8 @@ from rich.table import Table
 from bench import counting_dit, cuda, decode, measure, show
 from bench.generation import Generation, Implementation
 from bench.names import COMPILE, GRAPH, PRESTO, REFERENCE, SCHEDULED
-from bench.product_stages import DECODE
 from bench.results import Report, Row, ratio_fields, timing_fields
+from bench.stages import DECODE
 from bench.telemetry import Watch
 
 RATIOS = {

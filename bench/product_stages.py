@@ -20,18 +20,19 @@ from torch import Tensor
 
 from bench import cuda, machine, measure, telemetry
 from bench.cli import BadOption
+from bench.generation import TEXT_TOKENS
 from bench.names import PRESTO
 from bench.results import Row, sample_fields
+from bench.stages import DECODE, PROMPT, STEREO
 from presto_kernels import LayerSchedule
 from presto_models import Conditioning, PrestoPipeline
 from presto_models.engine import Plan
 from presto_models.request import repeated
 
-PROMPT, DECODE, STEREO, TOTAL, MONO = "prompt", "decode", "stereo", "total", "total, mono"
+TOTAL, MONO = "total", "total, mono"
 WARM, GRAPH = "warm", "graph"
 LAYERS = ("own", "all", "default")
 SECONDS = 32.0
-TEXT_TOKENS = 64  # of a model timed without a text encoder
 ENERGY_SECONDS = 2.0
 
 
