@@ -45,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser, options: type) -> None:
     for field in dataclasses.fields(options):
         if field.metadata.get("positional"):
             several: dict[str, Any] = {"nargs": "+"} if typing.get_origin(hints[field.name]) is tuple else {}
-            parser.add_argument(field.name, metavar=field.name.upper(), help=field.metadata["help"], **several)
+            parser.add_argument(field.name, metavar=field.name.upper(), help=field.metadata["help"].replace("%", "%%"), **several)
             continue
         flag = "--" + field.name.replace("_", "-")
         kind = _without_none(hints[field.name])
@@ -53,7 +53,7 @@ def add_options(parser: argparse.ArgumentParser, options: type) -> None:
         if not isinstance(field.default, (bool, types.NoneType)) and field.default != ():
             shown = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
             text = f"{text} (default: {shown})"
-        keywords: dict[str, Any] = {"default": field.default, "help": text}
+        keywords: dict[str, Any] = {"default": field.default, "help": text.replace("%", "%%")}
         if kind is bool:
             keywords["action"] = argparse.BooleanOptionalAction
         else:
