@@ -23,6 +23,7 @@ from bench.gate.rule import Launches
 
 BASE, NEW = "base", "new"
 TURN_MS = 8.0  # so short that both sides meet the same machine, so long that a wake-up from waiting is little of it
+FEWEST_TURNS = 9  # of each side, however long a call takes
 FAST = 0.05
 """The quantile of a launch's calls that stands for them.
 
@@ -113,7 +114,7 @@ class Pair:
 
     Attributes:
         folders: BASE and NEW to the folder with their packages.
-        seconds: of each row in a launch, both sides together; at least three turns each.
+        seconds: of each row in a launch, both sides together; at least nine turns each.
         threads: of each worker, on a CPU.
         slow: planted slowdowns of NEW, key to share.
         until: by the clock, when no further launch begins.
@@ -180,7 +181,7 @@ class Pair:
         if row not in self.refused:
             calls = max(1, math.ceil(TURN_MS / max(once, 1e-3)))
             started, turns = time.perf_counter(), 0
-            while turns < 3 or time.perf_counter() - started < self.seconds:
+            while turns < FEWEST_TURNS or time.perf_counter() - started < self.seconds:
                 turn = list(processes)
                 shuffle.shuffle(turn)
                 for side in turn:

@@ -2,8 +2,9 @@
 
 A row is measured in launches.  In a launch both commits run in fresh processes and take turns every few milliseconds;
 what it gives is log(new / base) of their fast calls.  Launches differ (where memory came to lie, which core, what else
-ran) far more than turns within one do, so the launches are the sample: their mean is the change, and Student's t over
-them gives its interval and how probable it is by chance.
+ran) far more than turns within one do, so the launches are the sample: the mean of their middle 60 % is the change, and
+the t-test for trimmed means (Yuen 1974) gives its interval and how probable it is by chance.  A launch that met a noisy
+neighbour may be off by half; without trimming a single one hides everything.
 
     screening     every row, a few launches.  A row whose change is above half of `fail_above` is a suspect.
     confirmation  the suspects alone, measured anew until each interval is narrower than `precision` either side.
@@ -28,6 +29,8 @@ Launches = list[float]
 
 Measure = Callable[[Sequence[str], int], Mapping[str, Launches]]
 """measure(rows, launches): that many more launches of these rows; none of any row once the time is over."""
+
+TRIM = 0.2  # of the launches at either end: one of six, three of eighteen
 
 Verdict = Literal["same", "slower", "faster", "inconclusive"]
 
@@ -83,12 +86,16 @@ def change_of(launches: Launches) -> Change:
     """The change that these launches show; with a single launch its interval is unbounded."""
     from scipy import stats
 
-    middle, count = float(np.mean(launches)), len(launches)
-    if count < 2:
+    ordered, count = np.sort(launches), len(launches)
+    cut = int(TRIM * count)
+    kept = ordered[cut : count - cut]
+    middle, freedom = float(kept.mean()), len(kept) - 1
+    if freedom < 1:
         return Change(math.expm1(middle), -1.0, math.inf, 1.0, 1.0, count)
-    error = max(float(np.std(launches, ddof=1)) / math.sqrt(count), 1e-9)
-    reach = float(stats.t.ppf(0.975, count - 1)) * error
-    slower, faster = (float(stats.t.sf(sign * middle / error, count - 1)) for sign in (1, -1))
+    winsorised = np.clip(ordered, kept[0], kept[-1])
+    error = max(float(winsorised.std(ddof=1)) / ((1 - 2 * cut / count) * math.sqrt(count)), 1e-9)
+    reach = float(stats.t.ppf(0.975, freedom)) * error
+    slower, faster = (float(stats.t.sf(sign * middle / error, freedom)) for sign in (1, -1))
     return Change(math.expm1(middle), math.expm1(middle - reach), math.expm1(middle + reach), slower, faster, count)
 
 

@@ -3,7 +3,7 @@
 A request is a line of JSON on standard input, the reply a line on what was standard output:
 
     {"do": "prepare", "key": K, "seed": S, "check": true}   builds the row K; replies {"ms": one call} or {"error": why}
-    {"do": "time", "key": K, "repeats": N}                  one call untimed, then N; replies {"ms": each of the N}
+    {"do": "time", "key": K, "repeats": N}                  replies {"ms": of each of N calls}
     {"do": "drop", "key": K}                                forgets it
 
 Started by pair.py with the packages under test in front on the path; the bench is always the caller's.

@@ -38,6 +38,18 @@ def test_a_change_and_its_interval_are_students():
     assert change.p_slower == pytest.approx(0.00657, rel=1e-2) and change.p_slower + change.p_faster == pytest.approx(1)
 
 
+def test_a_launch_that_is_far_off_does_not_hide_the_others():
+    launches = [0.049, 0.05, 0.051, 0.05, 0.052]
+    change = rule.change_of([*launches, -1.5])
+    assert change.change == pytest.approx(math.expm1(0.05), abs=2e-3) and change.p_slower < 0.001
+
+
+def test_the_trimmed_test_is_wrong_as_often_as_it_says_on_heavy_tails():
+    random = np.random.default_rng(0)
+    false = sum(rule.change_of(list(0.03 * random.standard_t(2, 8))).p_slower < 0.05 for _ in range(1500))
+    assert 0.02 < false / 1500 < 0.065
+
+
 def test_one_launch_tells_a_change_and_nothing_about_chance():
     change = rule.change_of([0.5])
     assert (change.low, change.high, change.p_slower) == (-1, math.inf, 1)
