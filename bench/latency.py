@@ -267,7 +267,7 @@ def step_table(generation: Generation, rows: list[Row]) -> Table:
             row["blocks"],
             show.number(row["ms_p50"]),
             show.number(row["ms_p95"]),
-            show.times(row.get("reference_over_this")),
+            show.ratio(row, "reference_over_this"),
             show.number(row["tflops"]),
             show.percent(row["share_of_matmul_ceiling"]),
         )
@@ -309,7 +309,8 @@ def _finish(options: LatencyOptions, report: Report, device: torch.device) -> No
     for name, value in summary.items():
         if isinstance(value, float) and f"{name}_interval" in summary:
             low, high = summary[f"{name}_interval"]
-            show.console.print(f"{name:36} {value:.3f}   (95 %: {low:.3f} to {high:.3f})")
+            noise = "" if show.is_clear(summary, name) else f" {show.UNSURE} in the noise"
+            show.console.print(f"{name:36} {value:.3f}   (95 %: {low:.3f} to {high:.3f}){noise}")
     for target in summary["targets"]:
         show.console.print(f"{target['name']} {target['ms']} ms: {target['verdict']}")
     show.refused(report.refused)
