@@ -16,15 +16,15 @@ from bench.measure import Ratio
 
 WIDTH = 100
 UNSURE = "~"
-UNSURE_MEANS = "~ in the noise: the 95 % interval holds 1, or is wider than the difference from 1"
+UNSURE_MEANS = "~ uncertain: the 95 % interval holds 1, or is wider than the difference from 1"
 console = Console(width=WIDTH, highlight=False)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, left: int = 1, wrap: int = 0) -> Table:
     """A table whose first `left` columns are names (left-aligned) and the others numbers; None shows as a dash.
 
-    The first `wrap` columns may break into lines where the table would be wider than the page.  Where a ratio is in the
-    noise (:func:`ratio`), a line below says so.
+    The first `wrap` columns may break into lines where the table would be wider than the page.  Where a ratio is
+    uncertain (:func:`ratio`), a line below says what that means.
     """
     made = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False, padding=(0, 1))
     for index, column in enumerate(columns):
@@ -54,7 +54,7 @@ def times(ratio: float | None) -> str | None:
 
 
 def ratio(figures: Mapping[str, Any], name: str) -> str | None:
-    """`figures[name]` as 1.05x, after a ~ where its 95 % interval, `figures[name_interval]`, leaves it in the noise."""
+    """`figures[name]` as 1.05x, after a ~ where its 95 % interval, `figures[name_interval]`, makes it uncertain."""
     shown = times(figures.get(name))
     return shown if shown is None or is_clear(figures, name) else f"{UNSURE}{shown}"
 
