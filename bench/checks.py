@@ -22,7 +22,7 @@ SHORTCUT = 1.5
 data does to a machine (a GPU's clock under less switching power, a softmax whose maximum never moves) is below 1.3."""
 
 ESCAPE, ESCAPE_MS = 1.5, 0.3
-"""The clock may tell so many times, and so much more than, the events: waiting for the device takes some microseconds."""
+"""The clock may tell so many times what the events tell, and so much more: waiting for the device takes its time."""
 
 
 class Refused(AssertionError):
@@ -134,9 +134,7 @@ def shortcuts(
         Cheating: faster on inputs that it has seen. SkipsWork: faster on zeros or on a constant.
     """
     for rounds, seconds, least in ((3, 1.0, 1), (15, 20.0, 5)):
-        samples = measure.interleave(
-            measures, rounds=rounds, seconds=seconds, min_rounds=least, warmup=0, clock=clock
-        )
+        samples = measure.interleave(measures, rounds=rounds, seconds=seconds, min_rounds=least, warmup=0, clock=clock)
         if samples.interrupted:
             raise KeyboardInterrupt
         found = {kind: measure.paired_ratio(samples, FRESH, kind) for kind in measures if kind != FRESH}

@@ -1,4 +1,4 @@
-"""Who computes an op in a bench: eager PyTorch, torch.compile of it, other baselines, presto's backends, a plain copy."""
+"""Who computes an op in a bench: eager PyTorch, torch.compile, other baselines, presto's backends, a plain copy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Timers for one op: a forward or a backward, called eagerly or replayed from a CUDA graph, over cold or warm inputs."""
+"""Timers for one op: a forward or a backward, called eagerly or replayed from a CUDA graph, inputs cold or warm."""
 
 from __future__ import annotations
 

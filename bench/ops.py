@@ -148,9 +148,7 @@ def _found_out(
     return found
 
 
-def _rows(
-    case: Case, samples: measure.Samples, mode: str, repeats: dict[str, bool], report: Report
-) -> list[Row]:
+def _rows(case: Case, samples: measure.Samples, mode: str, repeats: dict[str, bool], report: Report) -> list[Row]:
     """A row an implementation; the figures of the one that `auto` takes also go to the summary.
 
     repeats: whether an implementation's bits are the same on every call, where that was asked.
@@ -200,7 +198,17 @@ def _rows(
 
 def case_table(case: Case, rows: list[Row]) -> Table:
     """One case; * marks the implementation that presto's dispatch takes by itself."""
-    columns = ("implementation", "mode", "p50 ms", "p95 ms", "eager/it", "compile/it", "it/copy", "GB/s", "of floor")
+    columns = (
+        "implementation",
+        "mode",
+        "p50 ms",
+        "p95 ms",
+        "eager\n/it",
+        "compile\n/it",
+        "it/\ncopy",
+        "GB/s",
+        "of\nfloor",
+    )
     cells = [
         (
             row["implementation"] + ("*" if row["auto"] else ""),

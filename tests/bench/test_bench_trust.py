@@ -99,7 +99,9 @@ def test_an_honest_backward_that_passes_a_gradient_through_is_timed():
 
 
 def test_wrong():
-    assert "BEYOND the allowed" in refused(lambda x, scale, shift: (honest(x, scale, shift)[0] + 0.1,), checks.WrongResult)
+    assert "BEYOND the allowed" in refused(
+        lambda x, scale, shift: (honest(x, scale, shift)[0] + 0.1,), checks.WrongResult
+    )
 
 
 def test_wrong_on_the_second_input_set_only():
