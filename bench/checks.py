@@ -18,8 +18,9 @@ from presto_kernels.testing import within
 
 SEEN, FRESH, ZEROS, CONSTANT = "inputs it has seen", "new inputs", "zeros", "a constant"
 SHORTCUT = 1.5
-"""So many times faster on special data is no accident.  Ours move and compute the same whatever the numbers are; what
-data does to a machine (a GPU's clock under less switching power, a softmax whose maximum never moves) is below 1.3."""
+"""So many times faster on special data is no accident.  Ours move and compute the same whatever the numbers are.  127
+honest ones, PyTorch's among them, on two busy cores: the median of up to 21 rounds was 1.36 at most; a GPU's clock may
+rise where fewer bits switch."""
 
 ESCAPE, ESCAPE_MS = 1.5, 0.3
 """The clock may tell so many times what the events tell, and so much more: waiting for the device takes its time."""
