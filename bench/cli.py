@@ -31,13 +31,22 @@ def option(default: Any, help: str, *, choices: Sequence[Any] | None = None) -> 
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
 
 
+def argument(help: str) -> Any:
+    """A dataclass field that is given by its place: `str` one word, `tuple[str, ...]` one or more."""
+    return dataclasses.field(metadata={"help": help, "choices": None, "positional": True})
+
+
 def add_options(parser: argparse.ArgumentParser, options: type) -> None:
-    """Adds `--field-name` for every field of the dataclass `options`.
+    """Adds `--field-name` for every field of the dataclass `options`, but an :func:`argument` by its place.
 
     bool gives `--x/--no-x`, `tuple[T, ...]` takes several values, `T | None` parses as T.
     """
     hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
+        if field.metadata.get("positional"):
+            several: dict[str, Any] = {"nargs": "+"} if typing.get_origin(hints[field.name]) is tuple else {}
+            parser.add_argument(field.name, metavar=field.name.upper(), help=field.metadata["help"], **several)
+            continue
         flag = "--" + field.name.replace("_", "-")
         kind = _without_none(hints[field.name])
         text = field.metadata["help"]

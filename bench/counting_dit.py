@@ -67,7 +67,8 @@ def dit_step(
     opening = Count((2 * rows * dim + 2 * batch * dim) * itemsize, 7 * rows * dim + 4 * rows + batch * dim, "", "")
     step["seams"] = add(step["seams"], opening, " a block; and the opening adaln_modulate")
     ends = add(product(config.in_channels, dim), product(dim, config.in_channels), " twice")
-    step["proj in, out"] = ends
+    biases = Count((dim + config.in_channels) * itemsize, 0, "", "")  # added inside the product: no operations counted
+    step["proj in, out"] = add(ends, biases, ", and (D + C) s")
     return step
 
 

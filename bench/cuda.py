@@ -9,6 +9,7 @@ alive through the capture, so writes rotate as well.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -77,6 +78,21 @@ def event_and_wall(
     end.record()
     torch.cuda.synchronize()
     return start.elapsed_time(end), (clock() - started) * 1e3
+
+
+class EventMarks:
+    """:class:`measure.Marks` on the device's own time: events in the stream, waited for only at the end."""
+
+    def __init__(self) -> None:
+        self.events: list[torch.cuda.Event] = []
+
+    def mark(self) -> None:
+        self.events.append(torch.cuda.Event(enable_timing=True))
+        self.events[-1].record()
+
+    def between(self) -> list[float]:
+        torch.cuda.synchronize()
+        return [before.elapsed_time(after) for before, after in itertools.pairwise(self.events)]
 
 
 def capture(calls: Sequence[Call], *, pool: Any = None, keep: bool = True) -> tuple[torch.cuda.CUDAGraph, list[object]]:

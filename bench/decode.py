@@ -6,11 +6,8 @@ from __future__ import annotations
 
 import functools
 import math
-import resource
-import subprocess
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -18,7 +15,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench import checks, cuda, machine, measure, results, show
+from bench import checks, cuda, machine, measure, meter, results, show, subprocesses
 from bench.cli import option
 from bench.names import CHUNKED, COMPILE, PRESTO, REFERENCE
 from bench.results import Report, ratio_fields, timing_fields
@@ -46,7 +43,6 @@ class DecodeOptions:
     rounds: int = option(10, "rounds at most")
     seconds: float = option(60.0, "seconds of timing, to the end of the round; at least two rounds")
     memory: bool = option(False, "decode once more in a process of its own for each side and compare the peaks")
-    only: str | None = option(None, "decode once, print the peak in bytes", choices=(REFERENCE, PRESTO, CHUNKED))
     json: str | None = option(None, "write the results to this file")
 
 
@@ -113,9 +109,6 @@ def decode_plain(module: Any, latents: Tensor) -> Tensor:
 def run(options: DecodeOptions) -> int:
     """Checks, times and prints. Exit status 1 where an implementation was refused or ours is slower than diffusers'."""
     device = machine.pick_device(options.device)
-    if options.only is not None:
-        print(peak_bytes(options, device))
-        return 0
     report = results.start("decode", options, device, [options.dtype])
     peaks = memory(options) if options.memory else {}
     with show.stage("random weights"):
@@ -204,38 +197,32 @@ def compile_reference(decoding: Decoding, ways: dict[str, Callable[[Tensor], Ten
         report.refuse(problem, implementation=COMPILE)
 
 
-def peak_bytes(options: DecodeOptions, device: torch.device) -> int:
-    """How much more memory than the weights take this process has held after decoding once, with weights of zeros."""
-    config, dtype = OobleckConfig.named(options.config), machine.DTYPES[options.dtype]
+def peak_bytes(side: str, fields: dict[str, Any]) -> int:
+    """How much more memory than the weights take this process has held while it decoded once, with weights of zeros.
+
+    `fields`: those of :class:`DecodeOptions`.
+    """
+    options = DecodeOptions(**fields)
+    device, dtype = machine.pick_device(options.device), machine.DTYPES[options.dtype]
+    config = OobleckConfig.named(options.config)
     with torch.device("meta"):
-        module = (diffusers_module(config) if options.only == REFERENCE else Oobleck(config)).to(dtype)
-    module = module.to_empty(device=device).requires_grad_(False)
-    for parameter in module.parameters():
-        parameter.zero_()
+        module = diffusers_module(config) if side == REFERENCE else Oobleck(config)
+    module = meter.zeros(module, device, dtype)
     latents = torch.zeros(latent_shape(options), device=device, dtype=dtype)
-    before = _held(device)
+    measured = meter.Meter(device)
+    before = measured.held()
+    measured.reset()
     with torch.inference_mode():
-        implementations(options, module, module)[options.only or PRESTO](latents)
-    return _held(device) - before
-
-
-def _held(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        implementations(options, module, module)[side](latents)
+    return measured.peak() - before
 
 
 def memory(options: DecodeOptions) -> dict[str, int]:
     """Peak bytes of each side, each in a process of its own so that neither inherits the other's."""
     peaks = {}
     for side in (REFERENCE, PRESTO, CHUNKED):
-        command = [sys.executable, "-m", "bench", "decode", "--only", side]
-        for name in ("config", "dtype", "audio", "batch", "chunk", "device"):
-            if getattr(options, name) is not None:
-                command += [f"--{name}", str(getattr(options, name))]
         with show.stage(f"peak memory of {side}"):
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-        peaks[side] = int(done.stdout.split()[-1])
+            peaks[side] = subprocesses.call("bench.decode:peak_bytes", side, asdict(options))
     return peaks
 
 

@@ -1,64 +1,94 @@
-"""`python -m bench latency`: one generation of 32 s, prompt to waveform: the steps by every implementation, interleaved
-in one run, then the prompt's embedding, the decoder and the mono-to-stereo module, and their sums against the targets.
+"""`python -m bench latency`: prompt to waveform as the product makes it, stage by stage, warm and cold; and one
+generation's steps by every implementation, interleaved in one run.  docs/bench/latency.md says what each figure means.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast
 
 import torch
-from rich.table import Table
 from torch import nn
 
-from bench import counting_dit, cuda, machine, measure, results, show, stages, targets
+from bench import comparison, cuda, machine, measure, product_run, product_stages, results, show, targets, telemetry
 from bench.cli import BadOption, option
 from bench.generation import Generation, Implementation, Setup
 from bench.names import COMPILE, GRAPH, PRESTO, REFERENCE, SCHEDULED
-from bench.results import Report, Row, ratio_fields, timing_fields
-
-RATIOS = {
-    "reference_over_presto": (REFERENCE, PRESTO),
-    "compile_over_presto": (COMPILE, PRESTO),
-    "scheduled_over_full": (SCHEDULED, PRESTO),
-    "reference_over_scheduled": (REFERENCE, SCHEDULED),
-}
+from bench.results import Report
+from bench.telemetry import Watch
 
 
 @dataclass(frozen=True)
 class LatencyOptions:
-    """One generation, prompt to waveform; its steps by plain PyTorch, torch.compile, presto, with dropped blocks."""
+    """One generation, prompt to waveform: the product's stages, and its steps beside plain PyTorch's."""
 
-    config: str = option("presto-32s", "model sizes", choices=("presto-32s", "tiny"))
-    steps: int = option(4, "sampler steps")
-    dtype: str = option("bf16", "dtype of the model", choices=tuple(machine.DTYPES))
+    config: str = option("presto-32s", "model sizes, random weights", choices=("presto-32s", "tiny"))
+    checkpoint: str | None = option(None, "time this checkpoint instead (a name, a folder); nothing is compared")
+    steps: int | None = option(None, "sampler steps; without it 4, or the checkpoint's own")
+    dtype: str | None = option(
+        None, "dtype of the model; without it bf16, or what the checkpoint loads as", choices=tuple(machine.DTYPES)
+    )
     device: str | None = option(None, "cpu or cuda; without it cuda where there is one", choices=("cpu", "cuda"))
-    guidance: float = option(1.0, "classifier-free guidance scale; unless 1, two samples a step on both sides")
+    guidance: float | None = option(None, "classifier-free guidance; without it 1 (none), or the checkpoint's own")
+    layers: str = option(
+        "own", "blocks the product runs: by its own schedule, all, or by the default one", choices=product_stages.LAYERS
+    )
+    length: float | None = option(None, "seconds of audio the product makes; without it 32 (tiny: its nominal length)")
+    batch: tuple[int, ...] = option((1,), "batch sizes of the product")
+    compare: bool = option(True, "the steps by plain PyTorch, torch.compile and presto; the decoder by diffusers")
     compile: bool = option(True, "torch.compile of the whole reference as a second baseline")
-    around: bool = option(True, "also the prompt, the decoder, the mono-to-stereo module, and the totals")
-    rounds: int = option(100, "rounds at most")
-    seconds: float = option(120.0, "seconds of timing the steps, to the end of the round; at least two rounds")
+    product: bool = option(True, "the product's stages and total")
+    cold: bool = option(True, "cold starts and peak memory, in fresh processes")
+    cold_runs: int = option(3, "cold starts")
+    rounds: int = option(100, "rounds at most (a p99 needs 368)")
+    seconds: float = option(120.0, "seconds of timing each part, to the end of the round; at least two rounds")
+    interval: float = option(0.02, "stop when the product's median is known within ± this share; 0: never")
     json: str | None = option(None, "write the results to this file, round by round")
 
 
 def run(options: LatencyOptions) -> int:
-    """Checks, times and prints; writes the JSON after every round. Exit status 1 if an implementation was refused."""
-    generation, report = prepare(options)
-    device = generation.setup.device
+    """Times and prints; writes the JSON after every round. Exit status 1 if an implementation was refused."""
+    device = machine.pick_device(options.device)
+    options = resolved(options)
+    watched = telemetry.watch(device)
+    spec = specified(options, device)
+    made = product_stages.load(spec) if options.checkpoint is not None else None  # first of all: the name may be wrong
+    comparing = options.compare and made is None
+    generation = None
+    if comparing:
+        generation, report = prepare(options)
+    else:
+        report = results.start("latency", options, device, [options.dtype or _dtype(device)])
     interrupted = False
     try:
-        with torch.no_grad():
-            found = implementations(generation, options, report)
-            interrupted = time_steps(generation, found, options, report)
-            if device.type == "cuda" and not interrupted:
-                interrupted = time_one_graph(generation, found, options, report)
-            if options.around and not interrupted:
-                interrupted = time_around(generation, options, report)
+        if generation is not None:
+            interrupted = compare(generation, options, report, watched)
+            generation = None  # its weights make room
+        if options.product and not interrupted:
+            if made is None:
+                with show.stage(f"{options.config}: the pipeline, random weights"):
+                    made = product_stages.load(spec)
+            interrupted = product_run.time_product(
+                made,
+                options.batch,
+                report,
+                watched,
+                rounds=options.rounds,
+                seconds=options.seconds,
+                interval=options.interval,
+                json=options.json,
+            )
+            made = None
+            if device.type == "cuda":
+                torch.cuda.empty_cache()  # room for the processes to come
+        if options.cold and options.product and not interrupted:
+            product_run.time_cold(spec, options.batch, options.cold_runs, report, options.json)
     except KeyboardInterrupt:
         interrupted = True
+    watched.note(report.meta)
     _finish(options, report, device)
     if interrupted:
         show.console.print("stopped; what was measured is kept")
@@ -66,14 +96,56 @@ def run(options: LatencyOptions) -> int:
     return 1 if report.refused else 0
 
 
+def resolved(options: LatencyOptions) -> LatencyOptions:
+    """With what follows from the others filled in; of a checkpoint, what it does not say itself stays None."""
+    for name in ("rounds", "cold_runs", "steps"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise BadOption(f"--{name.replace('_', '-')}: must be at least 1, got {value}")
+    if min(options.batch) < 1 or len(set(options.batch)) < len(options.batch):
+        raise BadOption(f"--batch: sizes of at least 1, each once; got {' '.join(map(str, options.batch))}")
+    if options.length is not None and options.length <= 0:
+        raise BadOption(f"--length: must be positive, got {options.length}")
+    if options.checkpoint is not None:
+        return options
+    given = {"steps": options.steps or 4, "dtype": options.dtype or "bf16"}
+    return dataclasses.replace(options, **given, guidance=1.0 if options.guidance is None else options.guidance)
+
+
+def specified(options: LatencyOptions, device: torch.device) -> product_stages.Spec:
+    """The pipeline these options ask for."""
+    return product_stages.Spec(
+        config=options.config,
+        checkpoint=options.checkpoint,
+        device=device.type,
+        dtype=options.dtype,
+        steps=options.steps,
+        guidance=options.guidance,
+        layers=options.layers,
+        seconds=options.length,
+    )
+
+
+def compare(generation: Generation, options: LatencyOptions, report: Report, watched: Watch) -> bool:
+    """The steps, and the decoder, by every implementation; returns whether Ctrl-C ended it."""
+    limits: dict[str, Any] = {"rounds": options.rounds, "seconds": options.seconds / 3, "json": options.json}
+    with torch.no_grad():
+        found = implementations(generation, options, report)
+        with watched:
+            interrupted = time_steps(generation, found, options, report)
+            if generation.setup.device.type == "cuda" and not interrupted:
+                interrupted = comparison.time_one_graph(generation, found, report, **limits)
+    return interrupted or comparison.time_decoders(generation, report, watched, **limits)
+
+
 @torch.no_grad()
 def prepare(options: LatencyOptions, bench: str = "latency") -> tuple[Generation, Report]:
     """The ceilings of this machine, and a generation with random weights."""
-    if options.steps < 1:
-        raise BadOption(f"--steps: must be at least 1, got {options.steps}")
+    options = resolved(options)
     device = machine.pick_device(options.device)
-    setup = Setup(options.config, options.steps, options.dtype, options.guidance, device)
-    report = results.start(bench, options, device, [options.dtype])
+    steps, dtype, guidance = options.steps or 4, options.dtype or "bf16", options.guidance or 1.0
+    setup = Setup(options.config, steps, dtype, guidance, device)
+    report = results.start(bench, options, device, [dtype])
     with show.stage(f"{options.config}: random weights, text, modulation"):
         return Generation(setup), report
 
@@ -134,15 +206,16 @@ def time_steps(
     on_cpu = generation.setup.device.type == "cpu"
 
     def keep(samples: measure.Samples) -> None:
-        report.rows = step_rows(generation, found, samples, report.meta["ceilings"])
-        report.summary.update(_summary(samples))
+        report.rows = comparison.step_rows(generation, found, samples, report.meta["ceilings"])
+        report.summary.update(comparison.step_summary(samples))
         report.meta["timed_seconds"] = round(time.perf_counter() - started, 1)
         report.save(options.json)
 
-    with show.rounds(f"{options.steps} steps x {len(measures)} implementations") as on_progress:
+    steps = generation.setup.steps
+    with show.rounds(f"{steps} steps x {len(measures)} implementations") as on_progress:
         samples = measure.interleave(
             measures,
-            parts=options.steps,
+            parts=steps,
             rounds=options.rounds,
             seconds=options.seconds,
             min_rounds=2,
@@ -152,177 +225,45 @@ def time_steps(
         )
     keep(samples)
     if report.rows:
-        show.console.print(step_table(generation, report.rows))
+        show.console.print(comparison.step_table(generation, report.rows))
     return samples.interrupted
-
-
-def time_one_graph(
-    generation: Generation, found: dict[str, Implementation], options: LatencyOptions, report: Report
-) -> bool:
-    """All steps and the sampler between them in one CUDA graph; returns whether Ctrl-C ended it."""
-    measures: dict[str, measure.Measure] = {}
-    with show.stage("capturing each generation as one CUDA graph"):
-        for name, made in found.items():
-            try:
-                measures[name] = cuda.graph_timer([partial(generation.walk, made)])
-            except Exception as error:
-                report.refuse(error, implementation=f"{name}, one graph")
-    with show.rounds("one graph a generation") as on_progress:
-        samples = measure.interleave(
-            measures, rounds=options.rounds, seconds=options.seconds / 3, warmup=3, on_progress=on_progress
-        )
-    if samples.rounds:
-        report.summary["one_graph_ms"] = {name: _rounded(samples.percentile(name, 50)) for name in samples.times}
-        for ratio, (over, under) in RATIOS.items():
-            report.summary.update(ratio_fields(f"{ratio}_one_graph", measure.paired_ratio(samples, over, under)))
-        report.save(options.json)
-    return samples.interrupted
-
-
-def time_around(generation: Generation, options: LatencyOptions, report: Report) -> bool:
-    """The stages around the steps, and on CUDA noise to waveform in one graph; returns whether Ctrl-C ended it."""
-    device = generation.setup.device
-    with show.stage("decoder and mono-to-stereo module: random weights"):
-        made = stages.prepare(generation)
-    # Not refused: a GPU runner may have no text encoder and no diffusers, and is right to time the rest.
-    report.summary["stages_missing"] = {name: str(reason) for name, reason in made.missing.items()}
-    for name, reason in made.missing.items():
-        show.console.print(f"{name}: not timed, {reason}", markup=False)
-    timer = cuda.event_timer if device.type == "cuda" else measure.cpu_timer
-    measures = {name: timer(call) for name, call in made.calls.items()}
-    if stages.PROMPT in measures:  # its tokens are made on the host: the clock sees all of it
-        measures[stages.PROMPT] = measure.cpu_timer(_waited(made.calls[stages.PROMPT], device))
-    if device.type == "cuda" and stages.latents_fit(generation):
-        with show.stage("capturing noise to waveform as one CUDA graph"):
-            for name, call in stages.engine_calls(generation, made, options.steps).items():
-                try:
-                    call()
-                    measures[f"{name}{GRAPH}"] = cuda.event_timer(call)
-                except Exception as error:
-                    report.refuse(error, stage=f"{name}, one graph")
-    with show.rounds("prompt, decode, stereo") as on_progress:
-        samples = measure.interleave(
-            measures,
-            rounds=options.rounds,
-            seconds=options.seconds / 3,
-            min_rounds=2,
-            warmup=1 if device.type == "cpu" else 3,
-            on_progress=on_progress,
-        )
-    medians = {name: _rounded(samples.percentile(name, 50)) for name in samples.times}
-    found = {name: value for name, value in medians.items() if value is not None}
-    report.summary["stages_ms"] = {name: value for name, value in found.items() if not name.endswith(GRAPH)}
-    report.summary["waveform_one_graph_ms"] = {
-        name.removesuffix(GRAPH): value for name, value in found.items() if name.endswith(GRAPH)
-    }
-    report.summary.update(
-        ratio_fields(
-            "decode_diffusers_over_presto",
-            measure.paired_ratio(samples, stages.DECODE_REFERENCE, stages.DECODE),
-        )
-    )
-    report.save(options.json)
-    return samples.interrupted
-
-
-def step_rows(
-    generation: Generation, found: dict[str, Implementation], samples: measure.Samples, ceilings: dict[str, Any]
-) -> list[Row]:
-    """A row an implementation and step, and one for all steps together."""
-    rows = []
-    peak = ceilings["matmul_tflops"][generation.setup.dtype]
-    for part in (*range(len(generation.sigmas)), None):
-        for name in samples.times:
-            p50 = samples.percentile(name, 50, part)
-            if p50 is None:
-                continue
-            steps = range(len(generation.sigmas)) if part is None else (part,)
-            blocks = [found[name.removesuffix(GRAPH)].blocks(i) for i in steps]
-            flops = sum(counting_dit.model_flops(generation.counts(b)) for b in blocks)
-            reference = REFERENCE + (GRAPH if name.endswith(GRAPH) else "")
-            rows.append(
-                {
-                    "implementation": name,
-                    "step": "all" if part is None else part,
-                    "sigma": None if part is None else generation.sigmas[part],
-                    "blocks": sum(blocks),
-                    **timing_fields(samples, name, part),
-                    **ratio_fields("reference_over_this", measure.paired_ratio(samples, reference, name, part)),
-                    "flops": flops,
-                    "tflops": flops / p50 / 1e9,
-                    "share_of_matmul_ceiling": flops / p50 / 1e9 / peak,
-                }
-            )
-    return rows
-
-
-def step_table(generation: Generation, rows: list[Row]) -> Table:
-    setup = generation.setup
-    columns = ("step", "implementation", "sigma", "blocks", "p50 ms", "p95 ms", "reference/it", "TFLOP/s", "of matmul")
-    cells = [
-        (
-            row["step"],
-            row["implementation"],
-            show.number(row["sigma"]),
-            row["blocks"],
-            show.number(row["ms_p50"]),
-            show.number(row["ms_p95"]),
-            show.ratio(row, "reference_over_this"),
-            show.number(row["tflops"]),
-            show.percent(row["share_of_matmul_ceiling"]),
-        )
-        for row in rows
-    ]
-    title = f"{setup.config}, {setup.dtype}, batch {setup.batch}, {generation.config.nominal_latents} latents"
-    title += f", {rows[-1]['rounds']} rounds"
-    return show.table(title, columns, cells, left=2)
-
-
-def _summary(samples: measure.Samples) -> dict[str, Any]:
-    """The quoted ratios, of sums over the steps alone, in and outside of CUDA graphs, and the sums themselves."""
-    summary: dict[str, Any] = {"rounds": samples.rounds}
-    for mode in ("", GRAPH):
-        for ratio, (over, under) in RATIOS.items():
-            summary.update(ratio_fields(ratio + mode, measure.paired_ratio(samples, over + mode, under + mode)))
-    summary["steps_ms"] = {name: _rounded(samples.percentile(name, 50)) for name in samples.times}
-    return summary
 
 
 def _finish(options: LatencyOptions, report: Report, device: torch.device) -> None:
-    """The last lines: ratios, totals, targets, refusals; and the file once more with the totals and targets in it."""
-    summary = report.summary
-    around = summary.get("stages_ms", {})
-    steps_ms = summary.get("one_graph_ms", {}).get(PRESTO) or summary.get("steps_ms", {}).get(PRESTO)
-    summary["total_ms"] = stages.totals(around, steps_ms)
-    # What the product does is one graph of all but the prompt; elsewhere the sum of the stages stands for it.
-    whole = {
-        name: value + around.get(stages.PROMPT, 0.0) for name, value in summary.get("waveform_one_graph_ms", {}).items()
-    }
-    summary["targets"] = targets.judge(summary["total_ms"] | whole, config=options.config, device_type=device.type)
+    """The last tables and lines, and the file once more with the totals and targets in it."""
+    summary, described = report.summary, report.summary.get("product")
+    totals = product_run.totals(report.rows)
+    summary["total_ms"] = totals
+    if described is not None:
+        summary["targets"] = targets.judge(
+            totals,
+            config=described["name"],
+            device_type=device.type,
+            seconds=described["seconds"],
+            device=report.meta["device"],
+        )
     report.save(options.json)
-    if around:
-        rows = [(name, show.number(value)) for name, value in around.items()]
-        rows += [(f"all {options.steps} steps, presto", show.number(steps_ms))]
-        rows += [(f"total, {name}", show.number(value)) for name, value in summary["total_ms"].items()]
-        rows += [(f"total, {name}, one graph", show.number(value)) for name, value in whole.items()]
-        show.console.print(show.table("prompt to waveform", ("stage", "p50 ms"), rows))
+    if described is not None:
+        show.console.print(product_run.product_table(described, report.rows))
+        for line in product_run.product_lines(report.rows):
+            show.console.print(line)
+        if "cold" in report.meta:
+            show.console.print(product_run.cold_table(report.rows, options.batch[0]))
+            show.console.print(product_run.cold_line(report.meta["cold"]))
     for name, value in summary.items():
         if isinstance(value, float) and f"{name}_interval" in summary:
             low, high = summary[f"{name}_interval"]
             noise = "" if show.is_clear(summary, name) else f" {show.UNSURE} uncertain"
             show.console.print(f"{name:36} {value:.3f}   (95 %: {low:.3f} to {high:.3f}){noise}")
-    for target in summary["targets"]:
-        show.console.print(f"{target['name']} {target['ms']} ms: {target['verdict']}")
+    if described is not None:
+        show.console.print(targets.table(summary["targets"]))
+    show.telemetry(report.meta)
     show.refused(report.refused)
 
 
-def _waited(call: Callable[[], object], device: torch.device) -> Callable[[], object]:
-    def waited() -> object:
-        result = call()
-        machine.synchronize(device)
-        return result
-
-    return waited
+def _dtype(device: torch.device) -> str:
+    """What a checkpoint loads as where it is not said."""
+    return "bf16" if device.type == "cuda" else "fp32"
 
 
 def _by_part(timers: list[measure.Measure]) -> measure.Measure:
@@ -335,7 +276,3 @@ def _milliseconds(function: Callable[[], object], device: torch.device) -> float
     function()
     machine.synchronize(device)
     return (time.perf_counter() - started) * 1e3
-
-
-def _rounded(milliseconds: float | None) -> float | None:
-    return None if milliseconds is None else round(milliseconds, 4)

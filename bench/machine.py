@@ -53,6 +53,7 @@ def meta(device: torch.device, ceilings: Ceilings | None = None) -> dict[str, An
     return {
         "device": device_name(device),
         "device_type": device.type,
+        "gpu": _gpu(device) if device.type == "cuda" else None,
         **(_gpu_state(device) if device.type == "cuda" else {"driver": None, "clocks": _cpu_clock()}),
         "load_average": round(os.getloadavg()[0], 2),
         "threads": torch.get_num_threads(),
@@ -120,6 +121,16 @@ def _best_seconds(function: Callable[[], object], device: torch.device, runs: in
         synchronize(device)
         best = min(best, time.perf_counter() - started)
     return best
+
+
+def _gpu(device: torch.device) -> dict[str, Any]:
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "sm_count": properties.multi_processor_count,
+        "memory_bytes": properties.total_memory,
+        "l2_bytes": properties.L2_cache_size,
+    }
 
 
 def _gpu_state(device: torch.device) -> dict[str, Any]:

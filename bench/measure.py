@@ -7,6 +7,7 @@ is the median of those ratios with a bootstrap interval.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import time
@@ -78,12 +79,14 @@ def interleave(
     seed: int = ORDER_SEED,
     on_progress: Callable[[float], object] = lambda share: None,
     on_round: Callable[[Samples], object] = lambda samples: None,
+    enough: Callable[[Samples], bool] = lambda samples: False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Samples:
     """Each round goes through the parts, and runs every implementation's part once, in a fresh order.
 
-    Stops after `rounds` rounds, or earlier once `seconds` have passed and at least `min_rounds` are in. Ctrl-C ends it
-    too: what was measured so far is returned with `interrupted` set; a part that not all had finished is dropped.
+    Stops after `rounds` rounds, or earlier once `seconds` have passed or `enough` is true of the samples, and at least
+    `min_rounds` are in. Ctrl-C ends it too: what was measured so far is returned with `interrupted` set; a part that
+    not all had finished is dropped.
 
     Args:
         measures: name → runs part i once and returns its milliseconds.
@@ -98,7 +101,7 @@ def interleave(
         for index in range(-warmup, rounds):
             if index == 0:
                 started = clock()
-            if index >= min_rounds and clock() - started >= seconds:
+            if index >= min_rounds and (clock() - started >= seconds or enough(samples)):
                 break
             for part in range(parts):
                 order = list(measures)
@@ -209,3 +212,16 @@ def cpu_timer(
         return total / repeats * 1e3
 
     return measure
+
+
+class Marks:
+    """Moments of the host's clock; :meth:`between` are the milliseconds from each to the next."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock, self.moments = clock, list[float]()
+
+    def mark(self) -> None:
+        self.moments.append(self.clock())
+
+    def between(self) -> list[float]:
+        return [(after - before) * 1e3 for before, after in itertools.pairwise(self.moments)]

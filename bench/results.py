@@ -25,6 +25,7 @@ SCHEMA_VERSION = 2
 Row = dict[str, Any]
 
 IDENTITY = (
+    "subject",
     "method",
     "series",
     "op",
@@ -37,6 +38,7 @@ IDENTITY = (
     "mode",
     "ablation",
     "stage",
+    "part",
     "axis",
     "value",
     "batch",
@@ -77,7 +79,7 @@ class Report:
         if twice:
             raise ValueError(f"rows must differ in one of {', '.join(IDENTITY)}; two are {twice[0]!r}")
         content = {"schema_version": SCHEMA_VERSION, "bench": self.bench, "meta": self.meta, "rows": rows}
-        _write(Path(path), _row_a_line(content | {"summary": self.summary, "refused": self.refused}))
+        write_text(path, _row_a_line(content | {"summary": self.summary, "refused": self.refused}))
 
 
 def start(bench: str, options: Any, device: torch.device, dtypes: Sequence[str]) -> Report:
@@ -125,10 +127,12 @@ def ratio_fields(name: str, ratio: Ratio | None) -> dict[str, Any]:
 
 def write_json(path: str | Path, payload: Any) -> None:
     """Writes JSON beside `path` and renames it into place, so that a stop leaves the old file or the new one."""
-    _write(Path(path), json.dumps(payload, indent=1, allow_nan=False))
+    write_text(path, json.dumps(payload, indent=1, allow_nan=False))
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: str | Path, text: str) -> None:
+    """Writes text beside `path` and renames it into place."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

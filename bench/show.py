@@ -17,6 +17,7 @@ from bench.measure import Ratio
 WIDTH = 100
 UNSURE = "~"
 UNSURE_MEANS = "~ uncertain: the 95 % interval holds 1, or is wider than the difference from 1"
+BUSY_LOAD = 0.5  # load average from which something else is said to run
 console = Console(width=WIDTH, highlight=False)
 
 
@@ -68,9 +69,8 @@ def is_clear(figures: Mapping[str, Any], name: str) -> bool:
 
 def machine_line(meta: dict[str, Any]) -> str:
     """The machine, its measured ceilings, and a warning where others are using it."""
-    busy = (
-        f"\nload {meta['load_average']}: something else runs here; expect noise" if meta["load_average"] > 0.5 else ""
-    )
+    load = meta["load_average"]
+    busy = f"\nload {load}: something else runs here; expect noise" if load > BUSY_LOAD else ""
     products = ", ".join(f"{name} {number(rate)}" for name, rate in meta["ceilings"]["matmul_tflops"].items())
     return (
         f"{meta['device']} · torch {meta['torch']} · copy {number(meta['ceilings']['copy_gbs'])} GB/s (read + write)"
@@ -84,6 +84,26 @@ def refused(refusals: Sequence[dict[str, Any]]) -> None:
         what = ", ".join(str(value) for key, value in refusal.items() if key != "reason")
         console.print("refused", style="bold red", end=" ")
         console.print(f"{what}: {refusal['reason']}", markup=False)
+
+
+def telemetry(meta: dict[str, Any]) -> None:
+    """What the machine did meanwhile, in a line, and what marks the result."""
+    told = meta["telemetry"]
+    parts = [told["reason"]] if "reason" in told else []
+    for name, unit in (("sm_mhz", "MHz SM"), ("cpu_mhz", "MHz")):
+        if told.get(name) and "median" in told[name]:
+            parts.append(f"{told[name]['median']:.0f} {unit}")
+    if told.get("power_w") and told["power_w"]["mean"] is not None:
+        parts.append(f"{told['power_w']['mean']:.0f} of {number(told['power_w']['limit'])} W")
+    if told.get("temperature_c"):
+        parts.append(f"at most {told['temperature_c']['max']} °C")
+    if told["energy_j"] is not None:
+        parts.append(f"{number(told['energy_j'])} J")
+    elif told.get("no_energy"):
+        parts.append(told["no_energy"])
+    console.print(f"while timed ({told['source'] or 'no telemetry'}): {', '.join(parts)}", markup=False, style="dim")
+    for mark in meta["marks"]:
+        console.print(mark, markup=False, style="bold red")
 
 
 @contextmanager

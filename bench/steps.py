@@ -1,27 +1,25 @@
-"""`python -m bench steps`: what each step of a generation costs, and each kind of op inside one step."""
+"""`python -m bench steps`: what each step of a generation costs, and where the time of one step goes."""
 
 from __future__ import annotations
 
-import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.table import Table
 
-from bench import counting_dit, latency, machine, op_profile, show
+from bench import cuda, flame, latency, machine, op_profile, roofline, show, step_plots, step_rows, walks
 from bench.cli import BadOption, option
 from bench.generation import Generation, Implementation
-from bench.names import PRESTO, REFERENCE
-from bench.results import Report, Row
-
-SUM, WHOLE = "sum", "step, unprofiled"
+from bench.names import GRAPH, PRESTO, REFERENCE
+from bench.op_profile import Profile
+from bench.results import Report, Row, write_text
 
 
 @dataclass(frozen=True)
 class StepsOptions:
-    """The cost of each step, and of each kind of op inside one step: plain PyTorch beside presto."""
+    """The cost of each step, and one step taken apart by kind of op: plain PyTorch beside presto, beside its floor."""
 
     config: str = option("presto-32s", "model sizes", choices=("presto-32s", "tiny"))
     steps: int = option(4, "sampler steps")
@@ -32,14 +30,23 @@ class StepsOptions:
     rounds: int = option(20, "rounds at most")
     seconds: float = option(45.0, "seconds of timing the steps, to the end of the round; at least two rounds")
     profiles: int = option(3, "how often the one step is profiled on each side")
+    devices: tuple[str, ...] = option(roofline.DEVICES, "GPUs to predict from datasheets", choices=roofline.DEVICES)
+    device_numbers: tuple[str, ...] = option((), "more devices to predict, each name:GB/s:TFLOP/s")
+    efficiency: tuple[float, ...] = option(
+        (0.9, 0.75), "shares of bandwidth and of the matmul rate that predictions assume, beside the bound at 1"
+    )
+    plot: str | None = option(None, "draw the step as a waterfall of its kinds to this .png, .svg or .pdf")
+    plot_roofline: str | None = option(None, "draw every kind in the device's roofline to this .png, .svg or .pdf")
+    flame: str | None = option(None, "draw the step's nested ranges by time to this .svg or .html")
+    trace: str | None = option(None, "write a Chrome trace (Perfetto) of one generation to this .json")
     kernels: str | None = option(None, "write the profiler's own table, operators and kernels, to this text file")
+    nsight: bool = option(False, "time nothing: one generation with NVTX ranges for Nsight Systems to record (CUDA)")
     json: str | None = option(None, "write the results to this file")
 
 
 def run(options: StepsOptions) -> int:
-    """Prints the table of steps and the table of ops. Exit status 1 where an implementation was refused."""
-    if not 0 <= options.step < options.steps:
-        raise BadOption(f"--step: must be from 0 to {options.steps - 1}, got {options.step}")
+    """Prints the tables and writes what was asked for. Exit status 1 where an implementation was refused."""
+    predicted = check(options)
     as_latency = latency.LatencyOptions(
         config=options.config,
         steps=options.steps,
@@ -55,17 +62,19 @@ def run(options: StepsOptions) -> int:
     try:
         with torch.no_grad():
             found = latency.implementations(generation, as_latency, report)
-            if latency.time_steps(generation, found, as_latency, report):
-                raise KeyboardInterrupt
-            rows = profile_step(generation, found, options, report)
-            report.rows += rows
-            report.summary |= bound(rows)
-            report.save(options.json)
-            show.console.print(op_table(options, rows))
-            for line in bound_lines(report.summary):
-                show.console.print(line)
-            if options.kernels is not None and PRESTO in found:
-                write_kernels(generation, found[PRESTO], options)
+            if options.nsight:
+                walks.for_nsight(generation, found)
+            else:
+                if latency.time_steps(generation, found, as_latency, report):
+                    raise KeyboardInterrupt
+                report.summary["predicted"] = _predict(generation, options, predicted)
+                profiles = profile_step(generation, found, options, report)
+                _say(generation, options, report)
+                _draw(options, report, profiles)
+                if options.kernels is not None and PRESTO in found:
+                    walks.write_kernels(options.kernels, generation, found[PRESTO])
+                if options.trace is not None:
+                    walks.write_trace(options.trace, generation, found)
     except KeyboardInterrupt:
         report.save(options.json)
         show.console.print("stopped; what was measured is kept")
@@ -74,109 +83,116 @@ def run(options: StepsOptions) -> int:
     return 1 if report.refused else 0
 
 
+def check(options: StepsOptions) -> list[roofline.Ceiling]:
+    """Refuses what could not be done at the end before anything is timed; the devices to predict."""
+    if not 0 <= options.step < options.steps:
+        raise BadOption(f"--step: must be from 0 to {options.steps - 1}, got {options.step}")
+    if options.profiles < 1:
+        raise BadOption(f"--profiles: must be at least 1, got {options.profiles}")
+    if options.nsight and machine.pick_device(options.device).type != "cuda":
+        raise BadOption("--nsight: needs CUDA; on a CPU use --trace FILE.json")
+    for flag, path in (("--plot", options.plot), ("--plot-roofline", options.plot_roofline)):
+        step_plots.check_path(flag, path)
+    if options.flame is not None and Path(options.flame).suffix not in flame.FORMATS:
+        raise BadOption(f"--flame: {options.flame} must end in {' or '.join(flame.FORMATS)}")
+    roofline.efficiency_of(options.efficiency)
+    given = [roofline.from_numbers(text, options.dtype) for text in options.device_numbers]
+    sheets = [made for name in dict.fromkeys(options.devices) for made in roofline.from_datasheet(name, options.dtype)]
+    names = [made.device for made in given]
+    if len(set(names)) < len(names) or set(names) & {made.device for made in sheets}:
+        raise BadOption(f"--device-numbers: every device needs a name of its own, got {', '.join(names)}")
+    return [*sheets, *given]
+
+
 def profile_step(
     generation: Generation, found: dict[str, Implementation], options: StepsOptions, report: Report
-) -> list[Row]:
-    """A row a kind of op and side: median over the profiles, beside what it must do at least."""
+) -> dict[str, list[Profile]]:
+    """The profiles of each side, on CUDA also of its graph's replay; their rows and what they say go to the report."""
     device = generation.setup.device
     sides = [name for name in (REFERENCE, PRESTO) if name in found]
-    profiles: dict[str, list[dict[str, float]]] = {name: [] for name in sides}
+    calls = {name: generation.steps(found[name])[options.step] for name in sides}
+    whole = {row["implementation"]: row["ms_p50"] for row in report.rows if row["step"] == options.step}
+    graphs = {name: _graph(calls[name]) for name in sides if name + GRAPH in whole}  # what could be captured was timed
+    profiles: dict[str, list[Profile]] = {}
+    timed = list(report.rows)
     with show.rounds(f"profiling step {options.step}") as on_progress:
         for index in range(options.profiles):
             for name in sides:
-                call = generation.steps(found[name])[options.step]
                 with op_profile.marked(found[name].model):
-                    profiles[name].append(op_profile.milliseconds_by_kind(call, device))
+                    eager = op_profile.profile(calls[name], device)
+                profiles.setdefault(name, []).append(eager)
+                if name in graphs:
+                    replayed = op_profile.profile_replay(graphs[name].replay, eager.work, device)
+                    profiles.setdefault(name + GRAPH, []).append(replayed)
+            rows = _rows(generation, found, options, report.meta, whole, profiles)
+            report.rows = timed + rows
+            report.summary |= step_rows.bound(rows) | step_rows.floor_summary(rows)
+            report.save(options.json)
             on_progress((index + 1) / options.profiles)
-    whole = {row["implementation"]: row["ms_p50"] for row in report.rows if row["step"] == options.step}
-    ceilings = report.meta["ceilings"]
+    return profiles
+
+
+def _rows(
+    generation: Generation,
+    found: dict[str, Implementation],
+    options: StepsOptions,
+    meta: dict[str, Any],
+    whole: dict[str, float],
+    profiles: dict[str, list[Profile]],
+) -> list[Row]:
+    ceiling = roofline.measured(meta, options.dtype)
     rows = []
-    for name in sides:
-        counts = generation.counts(found[name].blocks(options.step))
-        medians = {kind: statistics.median(p.get(kind, 0.0) for p in profiles[name]) for kind in counts}
-        for kind, count in counts.items():
-            floor = count.floor_ms(ceilings["copy_gbs"], ceilings["matmul_tflops"][options.dtype])
-            row = {"implementation": name, "step": options.step, "kind": kind, "ms_p50": medians[kind]}
-            row |= {"bytes": count.bytes, "flops": count.flops, "floor_ms": floor}
-            rows.append(row | {"share_of_ceiling": floor / medians[kind] if medians[kind] else None})
-        for kind, total in ((SUM, sum(medians.values())), (WHOLE, whole[name])):
-            rows.append({"implementation": name, "step": options.step, "kind": kind, "ms_p50": total})
+    for name, taken in profiles.items():
+        counts = generation.counts(found[name.removesuffix(GRAPH)].blocks(options.step))
+        rows += step_rows.kind_rows(name, options.step, taken, counts, ceiling, whole.get(name))
     return rows
 
 
-def bound(rows: list[Row]) -> dict[str, float]:
-    """What fusing everything but matrix products and attention could gain at most, and what was gained.
-
-    The bound is the reference's: all of its profile over its products and attention.  Attention of one's own may beat
-    it.
-    """
-    summary: dict[str, float] = {}
-    for name in (REFERENCE, PRESTO):
-        of_kind = {row["kind"]: row["ms_p50"] for row in rows if row["implementation"] == name}
-        if not of_kind:
-            continue
-        products = sum(of_kind[kind] for kind in counting_dit.PRODUCTS)
-        summary[f"{name}_products_and_attention_ms"] = round(products, 3)
-        summary[f"{name}_sum_ms"] = round(of_kind[SUM], 3)
-        summary[f"{name}_other_share"] = round(1 - products / of_kind[SUM], 4)
-        summary[f"{name}_step_ms"] = round(of_kind[WHOLE], 3)
-    if f"{PRESTO}_step_ms" in summary:
-        summary["bound"] = round(summary[f"{REFERENCE}_sum_ms"] / summary[f"{REFERENCE}_products_and_attention_ms"], 4)
-        summary["gain"] = round(summary[f"{REFERENCE}_step_ms"] / summary[f"{PRESTO}_step_ms"], 4)
-        summary["gain_over_bound"] = round(summary["gain"] / summary["bound"], 4)
-    return summary
+def _graph(call: cuda.Call) -> torch.cuda.CUDAGraph:
+    cuda.warm_up(call)
+    return cuda.capture([call])[0]
 
 
-def bound_lines(summary: dict[str, Any]) -> list[str]:
-    """The bound and how near we are, in words."""
-    if "bound" not in summary:
-        return []
-    return [
-        f"not products or attention: reference {summary['reference_other_share']:.1%}, presto "
-        f"{summary['presto_other_share']:.1%} of the profile",
-        f"bound by fusing alone: {summary['reference_sum_ms']:.0f} ms over "
-        f"{summary['reference_products_and_attention_ms']:.0f} ms of products and attention = {summary['bound']:.3f}x",
-        f"gained: {summary['gain']:.3f}x, {summary['gain_over_bound']:.2f} of the bound",
-    ]
+def _predict(generation: Generation, options: StepsOptions, ceilings: Sequence[roofline.Ceiling]) -> dict[str, object]:
+    """What the step and whole generations would cost on other devices, and at least on this one."""
+    indices = range(options.steps)
+    generations = {
+        "full": [generation.counts(len(generation.full.step(i).blocks)) for i in indices],
+        "scheduled": [generation.counts(len(generation.scheduled.step(i).blocks)) for i in indices],
+    }
+    step = generations["full"][options.step]
+    return roofline.predict(ceilings, step, generations, roofline.efficiency_of(options.efficiency))
 
 
-def op_table(options: StepsOptions, rows: list[Row]) -> Table:
-    """Kinds of op by falling cost of the reference, their sum, and the step as timed without the profiler.
-
-    The sum is short of the step by what runs between operators (on CUDA: gaps between kernels), and beyond it by what
-    the profiler costs.
-    """
-    of_side: dict[str, dict[str, Row]] = {REFERENCE: {}, PRESTO: {}}
-    for row in rows:
-        of_side[row["implementation"]][row["kind"]] = row
-    columns = ("kind of op", "reference", "presto ms", "ratio", "floor ms", "of ceiling", "MB", "GFLOP")
-    cells = []
-    by_cost = sorted(of_side[REFERENCE].items(), key=lambda item: (item[0] in (SUM, WHOLE), -item[1]["ms_p50"]))
-    for kind, reference in by_cost:
-        presto = of_side[PRESTO].get(kind, {})
-        cells.append(
-            (
-                kind,
-                show.number(reference["ms_p50"]),
-                show.number(presto.get("ms_p50")),
-                show.times(reference["ms_p50"] / presto["ms_p50"]) if presto.get("ms_p50") else None,
-                show.number(reference.get("floor_ms")),
-                show.percent(presto.get("share_of_ceiling")),
-                show.number(reference["bytes"] / 1e6) if "bytes" in reference else None,
-                show.number(reference["flops"] / 1e9) if "flops" in reference else None,
-            )
-        )
-    return show.table(f"inside step {options.step}, all blocks ({options.config}, {options.dtype})", columns, cells)
+def _say(generation: Generation, options: StepsOptions, report: Report) -> None:
+    """The tables and the lines below them."""
+    rows, summary = [row for row in report.rows if "kind" in row], report.summary
+    device_type = generation.setup.device.type
+    if "shown" in summary:
+        name = summary["shown"]
+        of = f"step {options.step}, all blocks ({options.config}, {options.dtype}"
+        calls = "eager calls" if not name.endswith(GRAPH) else "CUDA graphs, replayed"
+        calls = calls if device_type == "cuda" else "calls are operators, gaps are Python"
+        show.console.print(step_rows.sides_table(f"inside {of}; {calls})", rows, name, device_type))
+        show.console.print(step_rows.floor_table(f"{name} against this device's ceilings, {of})", rows, name))
+        if device_type == "cuda" and not name.endswith(GRAPH):
+            show.console.print("the graph's kernels differ from the eager ones by name or order: no kinds in the graph")
+    if summary["predicted"]:
+        show.console.print(roofline.predicted_table(summary["predicted"], options.steps))
+    for line in (*step_rows.bound_lines(summary), *step_rows.floor_lines(summary, device_type)):
+        show.console.print(line)
 
 
-def write_kernels(generation: Generation, presto: Implementation, options: StepsOptions) -> None:
-    """The profiler's table of one generation by presto: every operator and, on CUDA, every kernel."""
-    device = generation.setup.device
-    with op_profile.profiled(device) as recorded:
-        generation.walk(presto)
-    order = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    text = recorded.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=80)
-    path = Path(str(options.kernels))
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(text + "\n")
-    beside.replace(path)
+def _draw(options: StepsOptions, report: Report, profiles: dict[str, list[Profile]]) -> None:
+    """The pictures that were asked for."""
+    if not profiles:  # both sides were refused
+        return
+    rows = [row for row in report.rows if "kind" in row]
+    title = f"Step {options.step}, all blocks: {options.config}, {options.dtype}, {report.meta['device']}"
+    if options.plot is not None:
+        step_plots.waterfall(options.plot, rows, title, report.meta["device_type"])
+    if options.plot_roofline is not None:
+        step_plots.roofline(options.plot_roofline, rows, roofline.measured(report.meta, options.dtype), title)
+    if options.flame is not None:
+        eager = {name: taken[-1] for name, taken in profiles.items() if not name.endswith(GRAPH)}
+        write_text(options.flame, flame.page(eager, title, html=options.flame.endswith(".html")))

@@ -6,16 +6,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import resource
-import subprocess
-import sys
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from rich.table import Table
 from torch import Tensor, nn
 
-from bench import checks, cuda, machine, measure, results, show
+from bench import checks, cuda, machine, measure, meter, results, show, subprocesses
 from bench.cli import option
 from bench.generation import TEXT_TOKENS
 from bench.names import COMPILE, PRESTO, REFERENCE
@@ -38,7 +36,6 @@ class TrainOptions:
     rounds: int = option(30, "rounds at most")
     seconds: float = option(120.0, "seconds of timing, to the end of the round; at least three rounds")
     memory: bool = option(True, "run two steps of each side in a process of its own and compare the peaks")
-    only: str | None = option(None, "run two steps of this side, print its peak in bytes", choices=(REFERENCE, PRESTO))
     json: str | None = option(None, "write the results to this file")
 
 
@@ -75,9 +72,6 @@ class Training:
 def run(options: TrainOptions) -> int:
     """Checks, times and prints. Exit status 1 where an implementation was refused."""
     device = machine.pick_device(options.device)
-    if options.only is not None:
-        print(peak_bytes(options, device))
-        return 0
     report = results.start("train", options, device, [options.dtype])
     report.summary |= {"config": options.config, "batch": options.batch, "dtype": options.dtype}
     peaks = memory(options) if options.memory else {}
@@ -149,28 +143,27 @@ def check(training: Training, options: TrainOptions) -> Exception | None:
     return None
 
 
-def peak_bytes(options: TrainOptions, device: torch.device) -> int:
-    """The most memory this process has held after two training steps: of the device, or of the process on a CPU."""
+def peak_bytes(side: str, fields: dict[str, Any]) -> int:
+    """The most memory this process has held in two training steps: of the device, or of the process on a CPU.
+
+    `fields`: those of :class:`TrainOptions`.
+    """
+    options = TrainOptions(**fields)
+    device = machine.pick_device(options.device)
     training = Training(options, device)
-    model = training.presto if options.only == PRESTO else training.reference
+    measured = meter.Meter(device)
+    measured.reset()
     for _ in range(2):
-        training.step(model)
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        training.step(training.presto if side == PRESTO else training.reference)
+    return measured.peak()
 
 
 def memory(options: TrainOptions) -> dict[str, int]:
     """Peak bytes of each side, each in a process of its own so that neither inherits the other's."""
     peaks = {}
     for side in (REFERENCE, PRESTO):
-        command = [sys.executable, "-m", "bench", "train", "--only", side, "--config", options.config]
-        command += ["--dtype", options.dtype, "--batch", str(options.batch)]
-        command += ["--device", options.device] if options.device else []
-        command += ["--blocks", str(options.blocks)] if options.blocks else []
         with show.stage(f"peak memory of {side}"):
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-        peaks[side] = int(done.stdout.split()[-1])
+            peaks[side] = subprocesses.call("bench.train:peak_bytes", side, dataclasses.asdict(options))
     return peaks
 
 

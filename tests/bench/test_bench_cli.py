@@ -32,14 +32,14 @@ def test_latency(tmp_path, capsys):
     file = tmp_path / "latency.json"
     status, output = run(
         capsys,
-        "latency --config tiny --steps 3 --dtype bf16 --device cpu --rounds 3 --no-compile --json",
+        "latency --config tiny --steps 3 --dtype bf16 --device cpu --rounds 3 --no-compile --no-cold --json",
         file,
     )
     assert status == 0
     read = json.loads(file.read_text())
     assert {"device", "driver", "clocks", "torch", "triton", "commit", "command", "ceilings"} <= read["meta"].keys()
     assert read["refused"] == []
-    rows = {(row["implementation"], row["step"]): row for row in read["rows"]}
+    rows = {(row["implementation"], row["step"]): row for row in read["rows"] if "step" in row}
     assert rows.keys() == {(i, s) for i in ("reference", "presto", "scheduled") for s in (0, 1, 2, "all")}
     assert rows["presto", "all"]["blocks"] == 24
     assert rows["scheduled", "all"]["blocks"] < 24
@@ -49,20 +49,22 @@ def test_latency(tmp_path, capsys):
         low, high = read["summary"][f"{name}_interval"]
         assert 0 < low <= read["summary"][name] <= high
     assert "compile_over_presto" not in read["summary"]
+    assert read["summary"]["decode_diffusers_over_presto"] > 0
+    assert {row["key"] for row in read["rows"] if row.get("stage") == "decode"} == {
+        "decode/1/87/reference",
+        "decode/1/87/presto",
+        "warm/decode/1/presto",
+    }
     assert {target["ms"] for target in read["summary"]["targets"]} == {230, 435, 22, 460}
     assert all(target["verdict"] == "not applicable on a CPU" for target in read["summary"]["targets"])
-    around = read["summary"]["stages_ms"]
-    assert around.keys() == {"prompt", "decode", "decode, diffusers", "stereo"} and min(around.values()) > 0
-    total = read["summary"]["total_ms"]
-    assert total["mono"] > read["summary"]["steps_ms"]["presto"] + around["decode"]
-    assert abs(total["stereo"] - total["mono"] - around["stereo"]) < 0.01
-    assert "total, stereo" in output and "scheduled_over_full" in output
+    assert read["summary"]["total_ms"]["stereo"] > read["summary"]["total_ms"]["mono"] > 0
+    assert "total, mono" in output and "scheduled_over_full" in output and "arXiv" in output
 
 
 @pytest.mark.slow
 def test_latency_with_torch_compile(tmp_path, capsys):
     file = tmp_path / "latency.json"
-    status, _ = run(capsys, "latency --config tiny --device cpu --rounds 3 --guidance 3 --json", file)
+    status, _ = run(capsys, "latency --config tiny --device cpu --rounds 3 --guidance 3 --no-product --json", file)
     read = json.loads(file.read_text())
     assert (status, read["refused"]) == (0, [])
     assert read["summary"]["compile_over_presto"] > 0
@@ -92,6 +94,7 @@ def test_ctrl_c_keeps_the_whole_rounds(tmp_path, capsys, monkeypatch):
     read = json.loads(file.read_text())
     assert {row["rounds"] for row in read["rows"]} == {2}
     assert read["summary"]["reference_over_presto"] > 0
+    assert read["meta"]["telemetry"]["readings"] > 0
 
 
 def test_steps(tmp_path, capsys):
@@ -162,6 +165,9 @@ def test_ops_with_torch_compile(tmp_path, capsys):
         ("ops --ops softmax", "invalid choice"),
         ("latency --config huge", "invalid choice"),
         ("latency --steps 0", "--steps"),
+        ("latency --batch 2 2", "--batch"),
+        ("latency --length -1", "--length"),
+        ("latency --checkpoint nowhere", "no checkpoint 'nowhere'"),
         ("steps --step 9 --config tiny", "--step"),
         ("nothing", "invalid choice"),
     ],

@@ -1,0 +1,115 @@
+"""`python -m bench simulate NOISE.json`: how often the gate is wrong, drawn from recorded noise.
+
+The noise is a gate's own file whose two sides were the same commit, with many launches.  A trial draws whole launches
+from it: in each every row keeps the value it had beside the others, each launch with its sides as they were or
+exchanged (they were the same code).  The rule that decides is the gate's own.  Then the same with one row slower.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from bench import schema, show
+from bench.cli import BadOption, argument, option
+from bench.compare import share
+from bench.gate.pair import BASE, NEW
+from bench.gate.rule import Launches, Measure, Rule, decide
+from bench.results import Report, write_json
+
+
+@dataclass(frozen=True)
+class SimulateOptions:
+    """How often identical commits fail the gate and a planted slowdown is caught, on recorded noise."""
+
+    noise: str = argument("a gate's file of a commit against itself, of at least ten launches")
+    trials: int = option(1000, "trials of each")
+    slower: str = option("5%", "the planted slowdown, of one row in each trial, every row in turn")
+    fail_above: str = option("3%", "a slowdown that is still accepted")
+    json: str | None = option(None, "write the two figures to this file")
+
+
+def run(options: SimulateOptions) -> int:
+    """Prints both shares with their 95 % intervals; exit status 1 where either is short of 99 % and 95 %."""
+    try:
+        noise = recorded(schema.read(options.noise))
+    except schema.ResultError as error:
+        raise BadOption(str(error)) from error
+    rule = Rule(fail_above=share(options.fail_above, "--fail-above"))
+    with show.rounds(f"2 x {options.trials} gates of {len(noise)} rows") as on_progress:
+        figures = rates(noise, rule, share(options.slower, "--slower"), options.trials, on_progress=on_progress)
+    for name, (found, trials) in figures.items():
+        low, high = interval(found, trials)
+        show.console.print(f"{name}: {found} of {trials} ({100 * low:.1f} to {100 * high:.1f} %)")
+    if options.json is not None:
+        write_json(options.json, {name: {"count": k, "trials": n} for name, (k, n) in figures.items()})
+    passed, caught = (found / trials for found, trials in figures.values())
+    return 0 if passed >= 0.99 and caught >= 0.95 else 1
+
+
+def recorded(report: Report) -> dict[str, np.ndarray]:
+    """Row to log(new / base) of every launch; rows without launches are left out.
+
+    Raises:
+        schema.ResultError: a file that is no gate's, or with fewer than ten launches of a row.
+    """
+    noise = {
+        row["subject"]: np.array([math.log(launch[NEW] / launch[BASE]) for launch in row["launches"]])
+        for row in report.rows
+        if row.get("launches")
+    }
+    if not noise or min(map(len, noise.values())) < 10:
+        raise schema.ResultError("NOISE: a gate's file with at least ten launches of every row (bench gate --launches)")
+    return noise
+
+
+def rates(
+    noise: Mapping[str, np.ndarray],
+    rule: Rule,
+    slower: float,
+    trials: int,
+    *,
+    seed: int = 0,
+    on_progress: Callable[[float], object] = lambda share: None,
+) -> dict[str, tuple[int, int]]:
+    """How many gates of identical commits pass, and how many with one row slower name that row; of how many."""
+    random, rows = np.random.default_rng(seed), list(noise)
+    passed = caught = 0
+    for trial in range(trials):
+        same = decide(drawn(noise, random), rows, rule)
+        passed += all(outcome.verdict != "slower" for outcome in same.values())
+        row = rows[trial % len(rows)]
+        slow = decide(drawn(noise, random, {row: math.log1p(slower)}), rows, rule)
+        caught += slow[row].verdict == "slower"
+        on_progress((trial + 1) / trials)
+    return {"identical commits pass": (passed, trials), f"{100 * slower:g} % slower is caught": (caught, trials)}
+
+
+def drawn(
+    noise: Mapping[str, np.ndarray], random: np.random.Generator, planted: Mapping[str, float] | None = None
+) -> Measure:
+    """A `measure` for the rule that draws launches from the recorded ones."""
+    shift = planted or {}
+
+    def measure(rows: Sequence[str], launches: int) -> dict[str, Launches]:
+        found: dict[str, Launches] = {row: [] for row in rows}
+        for _ in range(launches):
+            exchanged, place = random.choice((-1.0, 1.0)), random.random()
+            for row in rows:
+                value = noise[row][int(place * len(noise[row]))]
+                found[row].append(exchanged * float(value) + shift.get(row, 0.0))
+        return found
+
+    return measure
+
+
+def interval(found: int, trials: int) -> tuple[float, float]:
+    """The 95 % interval of a share (Clopper and Pearson, 1934)."""
+    from scipy import stats
+
+    low = float(stats.beta.ppf(0.025, found, trials - found + 1)) if found else 0.0
+    high = float(stats.beta.ppf(0.975, found + 1, trials - found)) if found < trials else 1.0
+    return low, high
