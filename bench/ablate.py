@@ -264,7 +264,7 @@ def table(report: Report) -> Table:
                 show.number(sum(own[part]["ms_p50"] for part in touched)),
                 f"{show.number(gain['ms'])}{'?' if high - low > abs(gain['ms']) else ''}",
                 f"{show.number(low)} to {show.number(high)}",
-                show.times(own[TOTAL]["over_all_on"]),
+                show.ratio(own[TOTAL], "over_all_on"),
                 own[TOTAL]["result"],
             )
         )

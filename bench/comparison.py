@@ -132,7 +132,7 @@ def step_table(generation: Generation, rows: list[Row]) -> Table:
             row["blocks"],
             show.number(row["ms_p50"]),
             show.number(row["ms_p95"]),
-            show.times(row.get("reference_over_this")),
+            show.ratio(row, "reference_over_this"),
             show.number(row["tflops"]),
             show.percent(row["share_of_matmul_ceiling"]),
         )

@@ -233,7 +233,7 @@ def table(report: Report) -> Table:
             row["implementation"],
             show.number(row["ms_p50"]),
             show.number(row["ms_p95"]),
-            show.times(row.get("reference_over_this")),
+            show.ratio(row, "reference_over_this"),
             show.percent(row["bound_share"]),
             show.number(row["peak_bytes"] / 1e6) if row["peak_bytes"] is not None else None,
         )

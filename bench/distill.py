@@ -152,7 +152,7 @@ def table(report: Report) -> Table:
             row["turn"],
             row["implementation"],
             show.number(row["ms_p50"]),
-            show.times(row.get("reference_over_this")),
+            show.ratio(row, "reference_over_this"),
             " to ".join(f"{end:.2f}" for end in row.get("reference_over_this_interval", ())) or None,
             show.percent(row["kept_share"]),
         )

@@ -21,6 +21,7 @@ from torch import Tensor
 from bench import show
 from bench.cli import option
 from bench.op_cases import OPS
+from bench.op_timers import CALL, GRAPH
 from presto_kernels import backends
 
 ROOT = Path(__file__).parents[1]
@@ -177,8 +178,8 @@ def measured_table(family: str) -> str:
     lines = []
     for file in sorted(RESULTS.glob("ops-*.json")):
         content = json.loads(file.read_text())
-        rows = [row for row in content["rows"] if row["op"] in names and row["auto"] and row["mode"] != "call"]
-        rows = rows or [row for row in content["rows"] if row["op"] in names and row["auto"]]
+        rows = [row for row in content["rows"] if row["op"] in names and row["auto"] and row["mode"] == GRAPH]
+        rows = rows or [row for row in content["rows"] if row["op"] in names and row["auto"] and row["mode"] == CALL]
         if not rows:
             continue
         lines += [

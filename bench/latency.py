@@ -253,7 +253,8 @@ def _finish(options: LatencyOptions, report: Report, device: torch.device) -> No
     for name, value in summary.items():
         if isinstance(value, float) and f"{name}_interval" in summary:
             low, high = summary[f"{name}_interval"]
-            show.console.print(f"{name:36} {value:.3f}   (95 %: {low:.3f} to {high:.3f})")
+            noise = "" if show.is_clear(summary, name) else f" {show.UNSURE} uncertain"
+            show.console.print(f"{name:36} {value:.3f}   (95 %: {low:.3f} to {high:.3f}){noise}")
     if described is not None:
         show.console.print(targets.table(summary["targets"]))
     show.telemetry(report.meta)

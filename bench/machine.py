@@ -78,6 +78,20 @@ def device_name(device: torch.device) -> str:
     return f"{model}, {os.cpu_count()} cores" + (f", {', '.join(notable)}" if notable else "")
 
 
+def last_level_cache() -> int | None:
+    """Bytes of all this machine's last-level caches together; None where the system does not tell."""
+    found: dict[tuple[int, str], int] = {}
+    for index in Path("/sys/devices/system/cpu").glob("cpu[0-9]*/cache/index*"):
+        try:
+            level, size, cpus = ((index / name).read_text().strip() for name in ("level", "size", "shared_cpu_list"))
+        except OSError:
+            continue
+        if size.endswith("K"):
+            found[int(level), cpus] = int(size[:-1]) * 1024
+    last = max((level for level, _ in found), default=0)
+    return sum(size for (level, _), size in found.items() if level == last) or None
+
+
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

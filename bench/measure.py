@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+ORDER_SEED = 0  # of the order within the rounds; in every result file's meta
+
 Measure = Callable[[int], float]
 """Runs one part of an implementation once (a step of a generation; an op has part 0 only); returns milliseconds."""
 
@@ -55,6 +57,16 @@ class Ratio:
     high: float
     rounds: int
 
+    @property
+    def clear(self) -> bool:
+        """Whether it can be told from 1: the interval does not hold 1 and is no wider than the difference from 1.
+
+        What is compared with itself, 1 in every round, is no doubt either.
+        """
+        if self.low == self.high == 1:
+            return True
+        return not self.low <= 1 <= self.high and self.high - self.low <= abs(self.median - 1)
+
 
 def interleave(
     measures: Mapping[str, Measure],
@@ -64,7 +76,7 @@ def interleave(
     seconds: float = float("inf"),
     min_rounds: int = 3,
     warmup: int = 1,
-    seed: int = 0,
+    seed: int = ORDER_SEED,
     on_progress: Callable[[float], object] = lambda share: None,
     on_round: Callable[[Samples], object] = lambda samples: None,
     enough: Callable[[Samples], bool] = lambda samples: False,

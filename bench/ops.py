@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from rich.table import Table
-from torch import Tensor
 
-import presto_kernels
-from bench import checks, cuda, machine, measure, op_timers, results, show
-from bench.cli import option
+from bench import checks, cuda, machine, measure, results, show
+from bench.cli import BadOption, option
 from bench.op_cases import OPS, Case, Outputs
+from bench.op_implementations import COPY, Implementation, auto, copy_of_same_bytes, implementations, timed
+from bench.op_timers import CALL, CALL_COLD, GRAPH, GRAPH_WARM, Timed
 from bench.results import Report, Row, ratio_fields, timing_fields
-
-COPY = "copy"
+from bench.trust import Trial, Verdict
 
 
 @dataclass(frozen=True)
@@ -35,19 +31,11 @@ class OpsOptions:
     device: str | None = option(None, "cpu or cuda; without it cuda where there is one", choices=("cpu", "cuda"))
     backward: bool = option(False, "time the backward as well as the forward")
     compile: bool = option(True, "torch.compile of the eager op as a second baseline")
+    cold: bool = option(False, "on a CPU also with inputs that are in no cache; a GPU always shows both")
     rounds: int = option(50, "rounds a case at most")
     seconds: float = option(4.0, "seconds a case at most, once five rounds are in")
     aot: bool = option(False, "print instead what the compilers make for sm_80, sm_90 and sm_100; needs no GPU")
     json: str | None = option(None, "write the results to this file, case by case")
-
-
-@dataclass(frozen=True)
-class Implementation:
-    """A way to compute an op; `backend` is what `use_backend` gets while it runs (presto only)."""
-
-    name: str
-    function: Callable[..., Outputs]
-    backend: str | None = None
 
 
 def run(options: OpsOptions) -> int:
@@ -57,6 +45,8 @@ def run(options: OpsOptions) -> int:
 
         return aot.run(options.json)
     device = machine.pick_device(options.device)
+    if options.cold and device.type == "cpu" and machine.last_level_cache() is None:
+        raise BadOption("--cold: this system does not tell how large its caches are")
     cases = [
         Case(OPS[op], OPS[op].parse(shape), dtype, backward, device)
         for op in options.ops
@@ -81,135 +71,91 @@ def run(options: OpsOptions) -> int:
     return 1 if report.refused else 0
 
 
-def implementations(case: Case, *, compiled: bool) -> list[Implementation]:
-    """Eager, torch.compile of it (fresh and static: no dynamic-shape variant is timed), and presto's backends."""
-    found = [Implementation("eager", case.op.eager)]
-    if compiled:
-        torch._dynamo.reset()
-        found.append(Implementation("compile", torch.compile(case.op.eager, dynamic=False, fullgraph=True)))
-    beside = dict(case.op.baselines) | (dict(case.op.cuda_baselines) if case.device.type == "cuda" else {})
-    found += [Implementation(name, function) for name, function in beside.items()]
-    return [*found, *(Implementation(f"presto {name}", case.op.presto, name) for name in backends(case))]
-
-
-def backends(case: Case) -> list[str]:
-    """Presto's implementations that take this case, the reference last."""
-    name, arguments = public_call(case)
-    found = []
-    for backend in presto_kernels.available_backends()[name]:
-        try:
-            with forced(case, backend):
-                presto_kernels.explain(name, **arguments)
-        except ValueError:
-            continue
-        found.append(backend)
-    return found
-
-
-def public_call(case: Case) -> tuple[str, dict[str, Any]]:
-    """The public op and its arguments, as `explain` takes them."""
-    tensors = dict(zip(case.op.tensors, case.inputs(seed=0), strict=True))
-    return case.op.public or case.op.name, tensors | case.constants()
-
-
-def forced(case: Case, backend: str | None) -> contextlib.AbstractContextManager[None]:
-    """`use_backend` for this op: attention has implementations that no other op has."""
-    if (case.op.public or case.op.name) == "attention":
-        return presto_kernels.use_backend(attention=backend)
-    return presto_kernels.use_backend(backend)
-
-
-def measure_case(case: Case, options: OpsOptions, report: Report, label: str) -> tuple[list[Row], bool]:
-    """Checks, then times, every implementation of one case; returns its rows and whether Ctrl-C ended it."""
-    good = []
+def measure_case(
+    case: Case, options: OpsOptions, report: Report, label: str, *, clock: Callable[[], float] = time.perf_counter
+) -> tuple[list[Row], bool]:
+    """Checks, times and checks again every implementation of one case; its rows, and whether Ctrl-C ended it."""
+    trial, good = Trial(case, clock=clock), dict[Implementation, Verdict]()
     with show.stage(f"{label}: check"):
         for implementation in implementations(case, compiled=options.compile):
             try:
-                check_implementation(case, implementation)
-                good.append(implementation)
+                good[implementation] = trial.before(implementation)
             except Exception as error:
                 report.refuse(error, case=case.key, implementation=implementation.name)
-    sets = [case.inputs(seed) for seed in range(cuda.input_sets(case.count.bytes, case.device))]
-    rows: list[Row] = []
-    for mode in ("graph", "call") if case.device.type == "cuda" else ("call",):
-        measures: dict[str, measure.Measure] = {}
+    runs: list[tuple[str, dict[str, Timed], measure.Samples]] = []
+    sets = input_sets(case, options)
+    for mode in modes(case, options):
+        what: dict[str, Timed] = {}
         for implementation in [*good, copy_of_same_bytes(case)]:
             try:
-                measures[implementation.name] = _timer(case, implementation, sets, mode)
+                what[implementation.name] = timed(case, implementation, sets, mode, clock=clock)
             except Exception as error:
                 report.refuse(error, case=case.key, implementation=f"{implementation.name}, {mode}")
         with show.rounds(label) as on_progress:
             samples = measure.interleave(
-                measures, rounds=options.rounds, seconds=options.seconds, min_rounds=5, on_progress=on_progress
+                {name: one.measure for name, one in what.items()},
+                rounds=options.rounds,
+                seconds=options.seconds,
+                min_rounds=5,
+                on_progress=on_progress,
+                clock=clock,
             )
-        rows += _rows(case, samples, mode, report)
+        runs.append((mode, what, samples))
         if samples.interrupted:
-            return rows, True
-    return rows, False
+            break
+    for name in _found_out(trial, runs, report):
+        for _, _, samples in runs:
+            samples.times.pop(name, None)
+    repeats = {implementation.name: verdict.deterministic for implementation, verdict in good.items()}
+    rows = [row for mode, _, samples in runs for row in _rows(case, samples, mode, repeats, report)]
+    return rows, any(samples.interrupted for _, _, samples in runs)
+
+
+def modes(case: Case, options: OpsOptions) -> tuple[str, ...]:
+    """How a case is timed on its device."""
+    if case.device.type == "cuda":
+        return GRAPH, GRAPH_WARM, CALL
+    return (CALL, CALL_COLD) if options.cold else (CALL,)
+
+
+def input_sets(case: Case, options: OpsOptions) -> list[Outputs]:
+    """As many random inputs as it takes for none to be in a cache when its turn comes, where a mode wants that."""
+    count = cuda.input_sets(case.count.bytes, case.device)
+    if CALL_COLD in modes(case, options):
+        count = cuda.sets_beyond(machine.last_level_cache() or 0, case.count.bytes)
+    sets = [case.inputs(seed) for seed in range(count)]
+    checks.random_data(case.op.tensors, sets[0])
+    return sets
 
 
 def check_implementation(case: Case, implementation: Implementation) -> float:
-    """Raises `checks.WrongResult` unless outputs (forward) or gradients (backward) agree with float64."""
-    if implementation.name in case.op.unchecked:
-        return 0.0
-    inputs, formula = case.inputs(seed=1), case.op.oracle or case.op.eager
-    plain = _results(case, formula, inputs)
-    oracle = _results(case, formula, tuple(t.detach().double().requires_grad_(case.backward) for t in inputs))
-    with forced(case, implementation.backend):
-        results = _results(case, implementation.function, inputs)
-    names = [f"d {name}" for name in case.op.tensors] if case.backward else case.op.results
-    return checks.check(implementation.name, results, oracle, plain, names, rowwise=True)
+    """Raises a `checks.Refused` unless `bench ops` would time it; returns its largest error over what is allowed."""
+    return Trial(case).before(implementation).error
 
 
-def _results(case: Case, function: Callable[..., Outputs], inputs: Outputs) -> Outputs:
-    if not case.backward:
-        with torch.no_grad():
-            return function(*inputs, **case.constants())
-    outputs = function(*inputs, **case.constants())
-    # The float64 oracle gets the very gradients that the others get: random ones, rounded to the case's dtype.
-    grads = op_timers.random_grads(outputs, seed=0, dtype=machine.DTYPES[case.dtype])
-    return torch.autograd.grad(outputs, inputs, grads)
+def _found_out(
+    trial: Trial, runs: list[tuple[str, dict[str, Timed], measure.Samples]], report: Report
+) -> dict[str, Exception]:
+    """Those that were timed and are not right on new numbers in the tensors that they were timed on."""
+    found: dict[str, Exception] = {}
+    for _, what, _ in runs:
+        for name in [name for name in what if name != COPY and name not in found]:
+            try:
+                trial.after(name, what[name])
+            except Exception as error:
+                found[name] = error
+                report.refuse(error, case=trial.case.key, implementation=name)
+    return found
 
 
-def copy_of_same_bytes(case: Case) -> Implementation:
-    """Reads half of the case's bytes and writes the other half, with PyTorch's plainest elementwise kernel (neg)."""
-    sources: dict[int, Tensor] = {}
+def _rows(case: Case, samples: measure.Samples, mode: str, repeats: dict[str, bool], report: Report) -> list[Row]:
+    """A row an implementation; the figures of the one that `auto` takes also go to the summary.
 
-    def copy(*inputs: Tensor, **constants: object) -> Outputs:
-        key = inputs[0].data_ptr()
-        if key not in sources:
-            sources[key] = torch.randn(case.count.bytes // 8, device=case.device)
-        return (sources[key].neg(),)
-
-    return Implementation(COPY, copy)
-
-
-def _timer(case: Case, implementation: Implementation, sets: list[Outputs], mode: str) -> measure.Measure:
-    """A measure of one implementation, with its backend forced only around it."""
-    backward = case.backward and implementation.name != COPY
-    function = functools.partial(implementation.function, **case.constants())
-    with forced(case, implementation.backend), torch.set_grad_enabled(backward):
-        make = op_timers.backward if backward else op_timers.forward
-        timer = make(function, sets, mode, case.device)
-
-    def measured(part: int) -> float:
-        with forced(case, implementation.backend), torch.set_grad_enabled(backward):
-            return timer(part)
-
-    return measured
-
-
-def _auto(case: Case) -> str:
-    """Name of the implementation that presto's dispatch takes for this case."""
-    name, arguments = public_call(case)
-    return f"presto {presto_kernels.explain(name, **arguments).backend}"
-
-
-def _rows(case: Case, samples: measure.Samples, mode: str, report: Report) -> list[Row]:
-    """A row an implementation; the figures of the one that `auto` takes also go to the summary."""
+    repeats: whether an implementation's bits are the same on every call, where that was asked.
+    """
     if not samples.rounds:
         return []
-    auto, count, rows = _auto(case), case.count, []
+    chosen, count, rows = auto(case), case.count, []
     ceilings = report.meta["ceilings"]
     copy_gbs, floor = ceilings["copy_gbs"], count.floor_ms(ceilings["copy_gbs"], ceilings["matmul_tflops"][case.dtype])
     for name in samples.times:
@@ -224,7 +170,8 @@ def _rows(case: Case, samples: measure.Samples, mode: str, report: Report) -> li
             "direction": "backward" if case.backward else "forward",
             "mode": mode,
             "implementation": name,
-            "auto": name == auto,
+            "auto": name == chosen,
+            "deterministic": repeats.get(name),
             **timing_fields(samples, name),
             "bytes": count.bytes,
             "bytes_formula": count.bytes_formula,
@@ -240,7 +187,7 @@ def _rows(case: Case, samples: measure.Samples, mode: str, report: Report) -> li
             **ratio_fields("this_over_copy", copy),
         }
         rows.append(row)
-        if name == auto:
+        if name == chosen:
             report.summary[f"{case.key} {mode}"] = {
                 **ratio_fields("eager_over_presto", eager),
                 **ratio_fields("compile_over_presto", compiled),
@@ -251,19 +198,20 @@ def _rows(case: Case, samples: measure.Samples, mode: str, report: Report) -> li
 
 def case_table(case: Case, rows: list[Row]) -> Table:
     """One case; * marks the implementation that presto's dispatch takes by itself."""
-    columns = ("implementation", "mode", "p50 ms", "p95 ms", "eager/it", "compile/it", "it/copy", "GB/s", "of floor")
+    ratios = ("eager\n/it", "compile\n/it", "it/\ncopy")
+    columns = ("implementation", "mode", "p50 ms", "p95 ms", *ratios, "GB/s", "of\nfloor")
     cells = [
         (
             row["implementation"] + ("*" if row["auto"] else ""),
             row["mode"],
             show.number(row["ms_p50"]),
             show.number(row["ms_p95"]),
-            show.times(row.get("eager_over_this")),
-            show.times(row.get("compile_over_this")),
-            show.times(row.get("this_over_copy")),
+            show.ratio(row, "eager_over_this"),
+            show.ratio(row, "compile_over_this"),
+            show.ratio(row, "this_over_copy"),
             show.number(row["gbs"]),
             show.percent(row["share_of_floor"]),
         )
         for row in rows
     ]
-    return show.table(f"{case.key} · {case.count.bytes / 1e6:.1f} MB", columns, cells, left=2)
+    return show.table(f"{case.key} · {case.count.bytes / 1e6:.1f} MB", columns, cells, left=2, wrap=2)

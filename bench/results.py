@@ -87,6 +87,7 @@ def start(bench: str, options: Any, device: torch.device, dtypes: Sequence[str])
     with show.stage("copy and matmul ceilings"):
         meta = machine.meta(device, machine.measure_ceilings(device, dtypes))
     meta["settings"] = {name: value for name, value in asdict(options).items() if name not in NOT_SETTINGS}
+    meta["order_seed"] = measure.ORDER_SEED
     show.console.print(show.machine_line(meta))
     return Report(meta, bench=bench)
 

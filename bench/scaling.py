@@ -300,8 +300,4 @@ def table(report: Report) -> Table:
 
 
 def _ratio(row: Row) -> str | None:
-    """1.32x; with a question mark where its interval is wider than what it differs from 1."""
-    if row["implementation"] == REFERENCE or "reference_over_this" not in row:
-        return None
-    (low, high), ratio = row["reference_over_this_interval"], row["reference_over_this"]
-    return f"{show.times(ratio)}{'?' if high - low > abs(ratio - 1) else ''}"
+    return None if row["implementation"] == REFERENCE else show.ratio(row, "reference_over_this")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,7 +12,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from bench.measure import Ratio
+
 WIDTH = 100
+UNSURE = "~"
+UNSURE_MEANS = "~ uncertain: the 95 % interval holds 1, or is wider than the difference from 1"
 BUSY_LOAD = 0.5  # load average from which something else is said to run
 console = Console(width=WIDTH, highlight=False)
 
@@ -20,13 +24,16 @@ console = Console(width=WIDTH, highlight=False)
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, left: int = 1, wrap: int = 0) -> Table:
     """A table whose first `left` columns are names (left-aligned) and the others numbers; None shows as a dash.
 
-    The first `wrap` columns may break into lines where the table would be wider than the page.
+    The first `wrap` columns may break into lines where the table would be wider than the page.  Where a ratio is
+    uncertain (:func:`ratio`), a line below says what that means.
     """
     made = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False, padding=(0, 1))
     for index, column in enumerate(columns):
         made.add_column(column, justify="left" if index < left else "right", no_wrap=index >= wrap)
     for row in rows:
         made.add_row(*["-" if cell is None else str(cell) for cell in row])
+    if any(str(cell).startswith(UNSURE) for row in rows for cell in row):
+        made.caption, made.caption_justify = UNSURE_MEANS, "left"
     return made
 
 
@@ -45,6 +52,19 @@ def percent(share: float | None) -> str | None:
 def times(ratio: float | None) -> str | None:
     """1.05x, 87.4x, 367x: a column that a noisy machine does not make wider than the page."""
     return None if ratio is None else f"{ratio:.2f}x" if ratio < 10 else f"{number(ratio)}x"
+
+
+def ratio(figures: Mapping[str, Any], name: str) -> str | None:
+    """`figures[name]` as 1.05x, after a ~ where its 95 % interval, `figures[name_interval]`, makes it uncertain."""
+    shown = times(figures.get(name))
+    return shown if shown is None or is_clear(figures, name) else f"{UNSURE}{shown}"
+
+
+def is_clear(figures: Mapping[str, Any], name: str) -> bool:
+    """:attr:`bench.measure.Ratio.clear` of a ratio in a row or summary; one without an interval is not doubted."""
+    if f"{name}_interval" not in figures:
+        return True
+    return Ratio(figures[name], *figures[f"{name}_interval"], rounds=0).clear
 
 
 def machine_line(meta: dict[str, Any]) -> str:

@@ -15,10 +15,13 @@ import torch
 from rich.table import Table
 
 import presto_kernels
-from bench import cuda, machine, measure, op_timers, ops, show
+from bench import checks, cuda, machine, measure, op_implementations, op_timers, show
 from bench.cli import option
-from bench.op_cases import OPS, Case
+from bench.op_cases import OPS, Case, Outputs
+from bench.op_implementations import Implementation
+from bench.op_timers import Timed
 from bench.results import Report, write_json
+from bench.trust import Trial
 from presto_kernels import backends, tuned
 from presto_kernels.ops.attention import operators
 
@@ -75,27 +78,34 @@ def measured(device: torch.device) -> dict[str, Any]:
 
 
 def time_case(case: Case, options: TuneOptions, report: Report) -> dict[str, float]:
-    """Median milliseconds of each implementation that is right; a training case is forward and backward together."""
-    measures: dict[str, measure.Measure] = {}
-    for name in ops.backends(case):
-        implementation = ops.Implementation(f"presto {name}", case.op.presto, name)
+    """Median milliseconds of each implementation that can be trusted; a training case is forward and backward."""
+    trial, made = Trial(case), dict[str, Timed]()
+    for name in op_implementations.backends(case):
+        implementation = Implementation(f"presto {name}", case.op.presto, name)
         try:
-            ops.check_implementation(case, implementation)
+            trial.before(implementation)
+            made[name] = _timed(case, name)
         except Exception as error:
             report.refuse(error, case=case.key, implementation=implementation.name)
-            continue
-        measures[name] = _timer(case, name)
+    measures = {name: one.measure for name, one in made.items()}
     samples = measure.interleave(measures, rounds=options.rounds, seconds=options.seconds)
     if samples.interrupted:
         raise KeyboardInterrupt
+    for name, one in made.items():
+        try:
+            trial.after(f"presto {name}", one)
+        except Exception as error:
+            report.refuse(error, case=case.key, implementation=f"presto {name}")
+            del measures[name]
     return {name: round(float(samples.percentile(name, 50) or 0), 5) for name in measures}
 
 
-def _timer(case: Case, backend: str) -> measure.Measure:
+def _timed(case: Case, backend: str) -> Timed:
     inputs = case.inputs(seed=0)
+    checks.random_data(case.op.tensors, inputs)
     function = functools.partial(case.op.presto, *inputs, **case.constants())
 
-    def call() -> object:
+    def call() -> Outputs:
         if not case.backward:
             return function()
         outputs = function()
@@ -109,7 +119,11 @@ def _timer(case: Case, backend: str) -> measure.Measure:
         with _forced(case, backend):
             return timer(part)
 
-    return measured
+    def once(index: int) -> Outputs:
+        with _forced(case, backend):
+            return timer.once(index) if isinstance(timer, cuda.Replay) else call()
+
+    return Timed(measured, once, [(*inputs, *gradients)])
 
 
 def _timer_on(case: Case, call: Callable[[], object]) -> measure.Measure:
@@ -121,7 +135,7 @@ def _timer_on(case: Case, call: Callable[[], object]) -> measure.Measure:
 
 @contextlib.contextmanager
 def _forced(case: Case, backend: str) -> Iterator[None]:
-    with ops.forced(case, backend), torch.set_grad_enabled(case.backward):
+    with op_implementations.forced(case, backend), torch.set_grad_enabled(case.backward):
         yield
 
 
@@ -148,7 +162,7 @@ def keep_prologue(rankings: dict[str, Any], case: Case, options: TuneOptions) ->
 
 def keep(rankings: dict[str, Any], case: Case, milliseconds: dict[str, float]) -> None:
     """Files one measurement; an older one of the same size goes."""
-    name, arguments = ops.public_call(case)
+    name, arguments = op_implementations.public_call(case)
     with torch.set_grad_enabled(case.backward):
         kind, size = backends.filed_under(name, **arguments)
     _file(rankings, name, f"{case.dtype} {kind}".rstrip(), size, milliseconds)

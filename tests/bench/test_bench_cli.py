@@ -131,6 +131,21 @@ def test_ops(tmp_path, capsys):
     assert "gated_residual_adaln 2x5x48 bf16 backward" in output
 
 
+def test_ops_with_cold_inputs(tmp_path, capsys, monkeypatch):
+    from bench import machine
+
+    monkeypatch.setattr(machine, "last_level_cache", lambda: 100_000)
+    file = tmp_path / "ops.json"
+    options = "--shapes 1x7x64 --dtype fp32 --device cpu --backward --no-compile --cold --rounds 5 --seconds 0.05"
+    status, output = run(capsys, f"ops --ops gated_residual {options} --json", file)
+    read = json.loads(file.read_text())
+    assert (status, read["refused"]) == (0, [])
+    assert {row["mode"] for row in read["rows"]} == {"call", "call, cold"}
+    assert {row["deterministic"] for row in read["rows"]} == {True, None}
+    assert "call, cold" in output
+    assert read["meta"]["order_seed"] == 0
+
+
 @pytest.mark.slow
 def test_ops_with_torch_compile(tmp_path, capsys):
     file = tmp_path / "ops.json"

@@ -3,12 +3,14 @@
 Streams, events and graphs are stood in for by a clock that moves when a planted kernel runs.
 """
 
+import contextlib
 import types
+import weakref
 
 import pytest
 import torch
 
-from bench import cuda
+from bench import checks, cuda, op_timers
 
 NOW = 0.0
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -37,6 +39,11 @@ class Graph:
             call()
 
 
+def capture(calls, *, pool=None, keep=True):
+    results = [call() for call in calls]
+    return Graph(calls), results if keep else results[-1:]
+
+
 @pytest.fixture(autouse=True)
 def stand_ins(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", Event)
@@ -46,7 +53,7 @@ def stand_ins(monkeypatch):
         torch.cuda, "get_device_properties", lambda device: types.SimpleNamespace(L2_cache_size=60_000_000)
     )
     monkeypatch.setattr(cuda, "warm_up", lambda call: call())
-    monkeypatch.setattr(cuda, "capture", lambda calls, pool=None: (Graph(calls), [call() for call in calls]))
+    monkeypatch.setattr(cuda, "capture", capture)
 
 
 def kernel(milliseconds, ran, name):
@@ -97,3 +104,87 @@ def test_events_measure_calls_without_what_prepares_them():
     measure = cuda.event_timer(kernel(2.0, ran, "backward"), prepare=kernel(50.0, ran, "forward"), repeats=2)
     assert measure(0) == pytest.approx(2.0)
     assert ran == ["forward", "backward"] * 2
+
+
+def times_two(x):
+    return (2 * x,)
+
+
+def filled(value):
+    return (torch.full((3,), value),)
+
+
+@pytest.mark.parametrize("make", [op_timers.forward, op_timers.backward])
+def test_a_cold_graph_takes_every_input_set_and_a_warm_one_the_same_each_time(make, monkeypatch):
+    seen = []
+    # A replay runs on memory; here it runs the calls again, on one autograd graph.
+    kept = lambda inputs, grads, outputs: torch.autograd.grad(outputs, inputs, grads, retain_graph=True)  # noqa: E731
+    monkeypatch.setattr(op_timers, "_gradients", kept)
+
+    def op(x):
+        seen.append(float(x.detach()[0]))
+        return times_two(x)
+
+    sets = [filled(1.0), filled(2.0), filled(3.0)]
+    cold = make(op, sets, op_timers.GRAPH, CUDA)
+    seen.clear()
+    cold.measure(0)
+    assert seen == [1.0, 2.0, 3.0]
+    assert len(cold.tensors) == 3
+    warm = make(op, sets, op_timers.GRAPH_WARM, CUDA)
+    seen.clear()
+    warm.measure(0)
+    assert seen == [1.0, 1.0, 1.0]
+    assert len(warm.tensors) == 1
+    assert warm.tensors[0][0].data_ptr() == sets[0][0].data_ptr()
+
+
+def test_a_warm_graph_holds_no_more_than_its_last_result():
+    assert len(cuda.graph_timer([lambda: 1] * 5).results) == 5
+    assert len(cuda.graph_timer([lambda: 1] * 5, keep=False).results) == 1
+
+
+def test_a_capture_lets_go_of_each_result_before_the_next(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool: contextlib.nullcontext())
+    alive = weakref.WeakSet()
+    most = 0
+
+    class Result:
+        pass
+
+    def call():
+        nonlocal most
+        made = Result()
+        alive.add(made)
+        most = max(most, len(alive))
+        return made
+
+    _, results = cuda.capture([call] * 4, keep=False)
+    assert (len(results), most) == (1, 1)
+    _, results = cuda.capture([call] * 4)
+    assert len(results) == 4
+
+
+def test_work_on_another_stream_shows_between_the_events_and_the_clock(monkeypatch):
+    elsewhere = 0.0
+
+    def synchronize(*_):
+        global NOW
+        nonlocal elsewhere
+        NOW, elsewhere = NOW + elsewhere, 0.0
+
+    def escaping():
+        nonlocal elsewhere
+        kernel(0.1, [], "launch")()
+        elsewhere += 2.0
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    honest = cuda.event_and_wall(kernel(2.0, [], "op"), repeats=10, clock=lambda: NOW / 1e3)
+    assert honest == pytest.approx((20.0, 20.0))
+    checks.escapes("ours", *honest)
+    event, wall = cuda.event_and_wall(escaping, repeats=10, clock=lambda: NOW / 1e3)
+    assert (event, wall) == pytest.approx((1.0, 21.0))
+    with pytest.raises(checks.Cheating, match="outside of the stream"):
+        checks.escapes("ours", event, wall)

@@ -5,7 +5,7 @@ is whole.
 import numpy as np
 import pytest
 
-from bench.measure import cpu_timer, interleave, paired_ratio, percentile_interval, repeats_for
+from bench.measure import Ratio, cpu_timer, interleave, paired_ratio, percentile_interval, repeats_for
 
 
 class FakeClock:
@@ -57,6 +57,18 @@ def test_every_round_runs_everything_once_and_the_order_changes():
     assert len({tuple(name for name, _ in r) for r in rounds}) > 5
 
 
+def order(seed, rounds=30):
+    calls = []
+    interleave({name: lambda part, name=name: calls.append(name) or 1.0 for name in "abcd"}, rounds=rounds, seed=seed)
+    return calls
+
+
+def test_the_order_is_random_but_the_same_for_the_same_seed():
+    assert order(0) == order(0) != order(1)
+    first = order(0, rounds=400)[::4]
+    assert all(0.15 < first.count(name) / len(first) < 0.35 for name in "abcd")
+
+
 def test_warm_up_rounds_are_not_kept():
     values = iter([100.0, 1.0, 1.0, 1.0])
     samples = interleave({"a": lambda part: next(values)}, rounds=3, warmup=1)
@@ -68,6 +80,35 @@ def test_a_time_limit_ends_it_once_the_least_rounds_are_in():
     timers = {"a": cpu_timer(clock.takes(400.0), clock=clock)}
     assert interleave(timers, rounds=100, seconds=2.0, clock=clock).rounds == 5
     assert interleave(timers, rounds=100, seconds=0.1, min_rounds=3, clock=clock).rounds == 3
+
+
+def test_a_round_that_began_in_time_is_finished_for_all():
+    clock = FakeClock()
+    timers = {name: cpu_timer(clock.takes(300.0), clock=clock) for name in "ab"}
+    samples = interleave(timers, parts=2, rounds=100, seconds=2.0, min_rounds=1, warmup=0, clock=clock)
+    assert samples.rounds == 2
+    assert {len(values) for parts in samples.times.values() for values in parts} == {2}
+    assert clock.now == pytest.approx(2 * 2 * 2 * 0.3)
+
+
+def test_warm_up_is_not_counted_into_the_time():
+    clock = FakeClock()
+    timers = {"a": cpu_timer(clock.takes(500.0), clock=clock)}
+    assert interleave(timers, rounds=100, seconds=2.0, min_rounds=1, warmup=9, clock=clock).rounds == 4
+
+
+def test_the_mean_of_many_calls_is_what_one_takes():
+    clock, calls = FakeClock(), []
+    timer = cpu_timer(lambda: (calls.append(1), clock.takes(1.0 + len(calls) % 2)()), repeats=10, clock=clock)
+    assert timer(0) == pytest.approx(1.5)
+    assert len(calls) == 10
+
+
+def test_each_call_is_prepared_once():
+    clock, calls = FakeClock(), []
+    timer = cpu_timer(lambda: calls.append("call"), prepare=lambda: calls.append("prepare"), repeats=3, clock=clock)
+    timer(0)
+    assert calls == ["prepare", "call"] * 3
 
 
 def test_ctrl_c_keeps_whole_parts_and_drops_the_broken_one():
@@ -127,3 +168,22 @@ def test_short_functions_are_repeated_and_long_ones_are_not():
     clock = FakeClock()
     assert repeats_for(clock.takes(0.1), 2.0, clock=clock) == 20
     assert repeats_for(clock.takes(5.0), 2.0, clock=clock) == 1
+
+
+def test_a_function_that_takes_no_time_is_not_repeated_for_ever():
+    clock = FakeClock()
+    assert repeats_for(clock.takes(0.0), 2.0, clock=clock) == 1000
+
+
+@pytest.mark.parametrize(
+    ("ratio", "clear"),
+    [
+        ((1.30, 1.25, 1.36), True),
+        ((0.80, 0.75, 0.85), True),
+        ((1.02, 0.99, 1.05), False),  # may be equal
+        ((1.05, 1.01, 1.20), False),  # may be four times the difference reported
+        ((1.00, 1.00, 1.00), True),  # itself
+    ],
+)
+def test_a_ratio_is_clear_where_its_interval_says_so(ratio, clear):
+    assert Ratio(*ratio, rounds=9).clear is clear

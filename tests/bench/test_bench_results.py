@@ -79,6 +79,14 @@ def test_a_table_shows_names_left_and_missing_values_as_a_dash():
     assert "b        -" in text
 
 
+def test_an_uncertain_ratio_is_marked_and_the_mark_explained():
+    row = {"sure": 1.5, "sure_interval": [1.4, 1.6], "unsure": 1.02, "unsure_interval": [0.99, 1.05], "old": 1.01}
+    assert [show.ratio(row, name) for name in ("sure", "unsure", "old", "none")] == ["1.50x", "~1.02x", "1.01x", None]
+    text = printed(show.table("title", ("name", "ratio"), [("a", show.ratio(row, "unsure"))]))
+    assert "~1.02x" in text and "95 %" in text
+    assert "95 %" not in printed(show.table("title", ("name", "ratio"), [("a", show.ratio(row, "sure"))]))
+
+
 def test_a_long_name_breaks_into_lines_where_it_may():
     text = printed(show.table("title", ("name", *"bcdef"), [("word " * 30, *["x" * 14] * 5)], wrap=1))
     assert "…" not in text
