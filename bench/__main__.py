@@ -1,7 +1,18 @@
-"""python -m bench latency | steps | train | distill | decode | memory | ops | quality | tune | docs
+"""python -m bench COMMAND: what every step and op of Presto costs, what would help, and whether it got slower.
 
-python -m bench distill          # one training step of each distillation method beside plain PyTorch
-python -m bench distill --kept   # Presto-L's step with mixed batches against the share of blocks they keep
+look      latency    prompt to waveform: stages, steps, percentiles, cold start, memory, energy, targets
+          steps      one step taken apart: per op, beside its floor; trace, roofline, waterfall
+          ops        every fused op beside eager PyTorch, torch.compile and a copy
+          scaling    cost against length, batch, depth and steps
+          memory     what each stage holds
+          ablate     each optimisation off, one at a time
+          train      a training step;  distill   of each distillation method;  decode   the autoencoder
+          quality    how good the music is that the fast model makes
+hold      gate       this checkout against another commit, timed in turn;  simulate   how often the gate is wrong
+          compare    two result files
+tell      report     result files as one page, or as a summary for a pull request
+          validate   result files against their schema;  docs   fills the tables of docs/ops
+set       tune       measures this device for `auto`
 """
 
 from __future__ import annotations
@@ -11,7 +22,23 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bench import compare, decode, distill, docs, latency, memory, ops, quality, steps, train, tune
+from bench import (
+    ablate,
+    compare,
+    decode,
+    distill,
+    docs,
+    latency,
+    memory,
+    ops,
+    quality,
+    report,
+    scaling,
+    steps,
+    train,
+    tune,
+    validate,
+)
 from bench.cli import BadOption, add_options, from_namespace
 from bench.gate import run as gate
 from bench.gate import simulate
@@ -19,28 +46,43 @@ from bench.gate import simulate
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "latency": (latency.LatencyOptions, latency.run),
     "steps": (steps.StepsOptions, steps.run),
+    "ops": (ops.OpsOptions, ops.run),
+    "scaling": (scaling.ScalingOptions, scaling.run),
+    "memory": (memory.MemoryOptions, memory.run),
+    "ablate": (ablate.AblateOptions, ablate.run),
     "train": (train.TrainOptions, train.run),
     "distill": (distill.DistillOptions, distill.run),
     "decode": (decode.DecodeOptions, decode.run),
-    "ops": (ops.OpsOptions, ops.run),
-    "memory": (memory.MemoryOptions, memory.run),
     "quality": (quality.QualityOptions, quality.run),
-    "docs": (docs.DocsOptions, docs.run),
-    "compare": (compare.CompareOptions, compare.run),
-    "simulate": (simulate.SimulateOptions, simulate.run),
     "gate": (gate.GateOptions, gate.run),
+    "simulate": (simulate.SimulateOptions, simulate.run),
+    "compare": (compare.CompareOptions, compare.run),
+    "report": (report.ReportOptions, report.run),
+    "validate": (validate.ValidateOptions, validate.run),
+    "docs": (docs.DocsOptions, docs.run),
     "tune": (tune.TuneOptions, tune.run),
 }
 
 
+def parser() -> argparse.ArgumentParser:
+    """The command line: a subcommand for each of COMMANDS, its flags made from its options."""
+    made = argparse.ArgumentParser(
+        prog="python -m bench",
+        usage="%(prog)s COMMAND [options]; COMMAND --help tells them",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND", help=argparse.SUPPRESS)
+    for name, (options, _) in COMMANDS.items():
+        description = (options.__doc__ or "").splitlines()[0]
+        prog = f"python -m bench {name}"
+        add_options(commands.add_parser(name, prog=prog, description=description), options)
+    return made
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parses the command line and runs one bench; returns its exit status."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description=sys.modules["bench"].__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, (options, _) in COMMANDS.items():
-        summary = (options.__doc__ or "").splitlines()[0]
-        add_options(commands.add_parser(name, help=summary, description=summary), options)
-    namespace = parser.parse_args(arguments)
+    namespace = parser().parse_args(arguments)
     options, run = COMMANDS[namespace.command]
     try:
         return run(from_namespace(options, namespace))

@@ -43,17 +43,17 @@ def add_options(parser: argparse.ArgumentParser, options: type) -> None:
     """
     hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
+        text = field.metadata["help"]
         if field.metadata.get("positional"):
             several: dict[str, Any] = {"nargs": "+"} if typing.get_origin(hints[field.name]) is tuple else {}
-            parser.add_argument(field.name, metavar=field.name.upper(), help=field.metadata["help"], **several)
+            parser.add_argument(field.name, metavar=field.name.upper(), help=_literal(text), **several)
             continue
         flag = "--" + field.name.replace("_", "-")
         kind = _without_none(hints[field.name])
-        text = field.metadata["help"]
         if not isinstance(field.default, (bool, types.NoneType)) and field.default != ():
             shown = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
             text = f"{text} (default: {shown})"
-        keywords: dict[str, Any] = {"default": field.default, "help": text}
+        keywords: dict[str, Any] = {"default": field.default, "help": _literal(text)}
         if kind is bool:
             keywords["action"] = argparse.BooleanOptionalAction
         else:
@@ -68,6 +68,11 @@ def from_namespace(options: type[Options], namespace: argparse.Namespace) -> Opt
     """The dataclass, filled from the parsed flags."""
     values = {field.name: getattr(namespace, field.name) for field in dataclasses.fields(options)}  # type: ignore[arg-type]
     return options(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _literal(text: str) -> str:
+    """For argparse, which fills something in after a single percent sign."""
+    return text.replace("%", "%%")
 
 
 def _without_none(hint: Any) -> Any:

@@ -38,6 +38,7 @@ IDENTITY = (
     "mode",
     "ablation",
     "stage",
+    "part",
     "axis",
     "value",
     "batch",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,13 @@ def read(path: str | Path) -> Report:
 
 def load(path: str | Path) -> dict[str, Any]:
     """:func:`read` as the JSON object itself."""
+    return upgrade(parse(path))
+
+
+def parse(path: str | Path) -> dict[str, Any]:
+    """The JSON object as it stands in the file, of any version that this bench reads (:func:`version`)."""
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text(), parse_constant=_no_number)
     except OSError as error:
         raise ResultError(f"{path}: {error.strerror}") from error
     except ValueError as error:
@@ -43,16 +49,35 @@ def load(path: str | Path) -> dict[str, Any]:
     wrong = [name for name, kind in parts.items() if not isinstance(given.get(name), kind)]
     if wrong:
         raise ResultError(f"{path}: no result file of the bench: {', '.join(wrong)} missing or of the wrong kind")
-    version = content.get("schema_version", 1)
-    if version == 1:
-        content = _from_1(content)
-    elif version != results.SCHEMA_VERSION:
-        raise ResultError(f"{path}: schema version {version}; this bench reads 1 to {results.SCHEMA_VERSION}")
+    if not all(isinstance(row, dict) for row in content["rows"]):
+        raise ResultError(f"{path}: no result file of the bench: a row must be an object")
+    if version(content) not in range(1, results.SCHEMA_VERSION + 1):
+        raise ResultError(f"{path}: schema version {version(content)}; this bench reads 1 to {results.SCHEMA_VERSION}")
     return content
 
 
+def version(content: Mapping[str, Any]) -> Any:
+    """The file's version; the first had no number."""
+    return content.get("schema_version", 1)
+
+
+def upgrade(content: dict[str, Any]) -> dict[str, Any]:
+    """What :func:`parse` gave, as the present version writes it."""
+    return _from_1(content) if version(content) == 1 else content
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is no number of JSON")
+
+
 def _from_1(content: dict[str, Any]) -> dict[str, Any]:
-    words = shlex.split(content["meta"].get("command") or "")
+    try:
+        words = shlex.split(str(content["meta"].get("command") or ""))
+    except ValueError:  # a quote that never ends: somebody's own line
+        words = []
     bench = words[3] if words[1:3] == ["-m", "bench"] and len(words) > 3 else "unnamed"
+    if "--aot" in words:
+        bench = "aot"
     rows = [{"key": results.row_key(row), **row} for row in content["rows"]]
-    return {"schema_version": results.SCHEMA_VERSION, "bench": bench, **content, "rows": rows}
+    upgraded = {"bench": bench, **content, "rows": rows}
+    return upgraded | {"schema_version": results.SCHEMA_VERSION}

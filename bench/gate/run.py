@@ -33,7 +33,7 @@ class GateOptions:
     seconds: float = option(1.0, "seconds of a row in a launch")
     launches: int = option(Rule.screen, "launches of the screening; suspects get more, until it is certain enough")
     minutes: float = option(15.0, "when no further launch begins; what is then uncertain is said to be so")
-    plant: tuple[str, ...] = option((), 'slow a row down by a share to try the gate itself, such as "swiglu/*=5%%"')
+    plant: tuple[str, ...] = option((), 'slow a row down by a share to try the gate itself, such as "swiglu/*=5%"')
     json: str | None = option(None, "write the results to this file; of a baseline file: what was measured for it")
 
 

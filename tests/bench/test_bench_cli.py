@@ -1,12 +1,13 @@
 """The commands as people type them, end to end on the tiny model, and what they leave behind."""
 
 import json
+import re
 
 import pytest
 import torch
 
 from bench import latency, measure, show
-from bench.__main__ import main
+from bench.__main__ import COMMANDS, main
 
 RATIOS = ("reference_over_presto", "scheduled_over_full", "reference_over_scheduled")
 
@@ -161,6 +162,20 @@ def test_a_bad_command_line_says_what_is_wrong(arguments, message, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(arguments.split())
     assert message in f"{stopped.value} {capsys.readouterr().err}"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_tells_its_options(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    assert f"python -m bench {command}" in capsys.readouterr().out
+
+
+def test_the_overview_names_every_command(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert set(COMMANDS) <= set(re.findall(r"[a-z]+", capsys.readouterr().out))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
