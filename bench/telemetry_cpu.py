@@ -21,9 +21,10 @@ SHORTEST = 0.5  # seconds in which the ticks of 10 ms tell enough
 class Linux:
     """This machine, from /proc and /sys below `root` (for tests).  The load is read when it is made."""
 
-    name, period = "Linux", PERIOD
+    period = PERIOD
 
     def __init__(self, root: Path = Path("/")) -> None:
+        self.name: str | None = "Linux"
         self.root = root
         self.load = _number(root / "proc/loadavg")
         self._zones = sorted((root / "sys/class/powercap").glob("intel-rapl:?"))  # AMD's are called so too
