@@ -207,10 +207,11 @@ def linux(folder, *, load="0.10", busy=0, steal=0, energy=0):
     (folder / "proc/cpuinfo").write_text("cpu MHz\t: 2000.4\ncpu MHz\t: 3000.2\n")
     user, idle, stolen = (100 * seconds * (os.cpu_count() or 1) for seconds in (busy, busy, steal))
     (folder / "proc/stat").write_text(f"cpu {user} 0 0 {idle} 0 0 0 {stolen} 0 0\n")
-    for index in range(2):
+    for index, name in enumerate(("package-0", "package-1", "psys")):  # psys is the whole: not counted again
         zone = folder / f"sys/class/powercap/intel-rapl:{index}"
         zone.mkdir(parents=True, exist_ok=True)
         (zone / "energy_uj").write_text(str(energy % 1_000_000_000))
+        (zone / "name").write_text(f"{name}\n")
         (zone / "max_energy_range_uj").write_text("999999999")
     (folder / "sys/class/powercap/intel-rapl:0:0").mkdir(exist_ok=True)  # a part of package 0: not counted again
 
