@@ -66,7 +66,7 @@ stage ops 60 "$python" -m bench ops --device cuda --backward --seconds 1 --round
 stage attention 60 "$python" -m bench ops --device cuda --backward --seconds 1 --rounds 60 \
     --ops attention --shapes 1x1379x16x64 8x1379x16x64 --json "$out/ops-attention.json"
 stage latency 150 "$python" -m bench latency --device cuda --config presto-32s --steps 4 --dtype bf16 --seconds 20 \
-    --json "$out/latency.json"
+    --cold-runs 1 --json "$out/latency.json"
 stage others 90 "$python" -m bench ops --device cuda --backward --seconds 0.5 --rounds 60 --first \
     --ops qk_norm_rope swiglu geglu snake edm_denoise renoise attention_cross --json "$out/ops-others.json"
 stage tune 60 "$python" -m bench tune --device cuda --dtype bf16 --seconds 0.1 --folder "$out"

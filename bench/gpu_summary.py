@@ -59,6 +59,8 @@ def _latency(path: Path) -> str | None:
     one_graph = summary.get("one_graph_ms", {}).get("presto")
     if one_graph is not None:
         figures.append(f"latents in one graph {one_graph:.2f} ms")
+    for output, milliseconds in summary.get("total_ms", {}).items():
+        figures.append(f"prompt to waveform, {output}, {milliseconds:.2f} ms")
     return ", ".join(figures) or None
 
 

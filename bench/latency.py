@@ -56,9 +56,8 @@ def run(options: LatencyOptions) -> int:
     watched = telemetry.watch(device)
     spec = specified(options, device)
     made = product_stages.load(spec) if options.checkpoint is not None else None  # first of all: the name may be wrong
-    comparing = options.compare and made is None
     generation = None
-    if comparing:
+    if options.compare and made is None:
         generation, report = prepare(options)
     else:
         report = results.start("latency", options, device, [options.dtype or _dtype(device)])
@@ -108,8 +107,8 @@ def resolved(options: LatencyOptions) -> LatencyOptions:
         raise BadOption(f"--length: must be positive, got {options.length}")
     if options.checkpoint is not None:
         return options
-    given = {"steps": options.steps or 4, "dtype": options.dtype or "bf16"}
-    return dataclasses.replace(options, **given, guidance=1.0 if options.guidance is None else options.guidance)
+    guidance = 1.0 if options.guidance is None else options.guidance
+    return dataclasses.replace(options, steps=options.steps or 4, dtype=options.dtype or "bf16", guidance=guidance)
 
 
 def specified(options: LatencyOptions, device: torch.device) -> product_stages.Spec:
@@ -143,9 +142,8 @@ def prepare(options: LatencyOptions, bench: str = "latency") -> tuple[Generation
     """The ceilings of this machine, and a generation with random weights."""
     options = resolved(options)
     device = machine.pick_device(options.device)
-    steps, dtype, guidance = options.steps or 4, options.dtype or "bf16", options.guidance or 1.0
-    setup = Setup(options.config, steps, dtype, guidance, device)
-    report = results.start(bench, options, device, [dtype])
+    setup = Setup(options.config, options.steps, options.dtype, options.guidance, device)
+    report = results.start(bench, options, device, [options.dtype])
     with show.stage(f"{options.config}: random weights, text, modulation"):
         return Generation(setup), report
 

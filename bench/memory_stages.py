@@ -97,7 +97,7 @@ def _modules(case: Case) -> dict[str, nn.Module]:
         DIT: lambda: ReferenceDiT(config) if plain else DiT(config),
         DECODER: lambda: decode.diffusers_module(oobleck) if plain else Oobleck(oobleck),
     }
-    modules = {}
+    modules: dict[str, nn.Module] = {}
     for name in NEEDS[case.stage]:
         if name == WIDENER:
             modules[name] = MonoToStereo(StereoConfig.named(case.config))  # has buffers, which must be right

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 
-from bench import cold, measure, product_stages, show
+from bench import cold, measure, product_stages, show, subprocesses
 from bench.product_stages import MONO, TOTAL, Product, Timed
 from bench.results import Report, Row
 from bench.telemetry import Watch
@@ -39,6 +40,7 @@ def time_product(
         report.save(json)
 
     on_gpu = made.pipeline.engine.capture
+    made.keep_graphs(2 * len(batches))  # mono and stereo
     with show.stage(f"{made.spec.name}: first calls" + (", capturing CUDA graphs" if on_gpu else "")):
         for each in timed:
             for _ in range(2 if on_gpu else 1):
@@ -73,13 +75,14 @@ def time_cold(spec: product_stages.Spec, batches: Sequence[int], runs: int, repo
     with show.rounds(f"{spec.name}: cold starts") as on_progress:
         try:
             cold.start(spec, batches, runs, found, on_progress=on_progress)
-        except Exception as error:
+        except subprocesses.ChildError as error:
             report.refuse(error, stage="cold start")
-    report.rows += found.rows(batches[0])
-    report.meta["cold"] = found.caches()
-    for batch, memory in found.memory.items():
-        extend(report, batch, memory)
-    report.save(json)
+        finally:  # Ctrl-C keeps the processes that were done
+            report.rows += found.rows(batches[0])
+            report.meta["cold"] = found.caches()
+            for batch, memory in found.memory.items():
+                extend(report, batch, memory)
+            report.save(json)
 
 
 def extend(report: Report, batch: int, fields: dict[str, Any]) -> None:
@@ -112,7 +115,7 @@ def product_table(described: dict[str, Any], rows: Sequence[Row]) -> Table:
             show.number(row["sigma"]),
             row["budget"],
             show.number(row["ms_p50"]),
-            show.percent(_half_width(row)),
+            _half_width(row),
             show.number(row["ms_p95"] if row["rounds"] >= NEEDED["p95"] else None),
             show.number(row["ms_p99"] if row["ms_p99_interval"] else None),
         )
@@ -163,9 +166,9 @@ def cold_line(caches: dict[str, Any]) -> str:
     return f"new processes ({caches['processes']}); Triton's cache empty at their start, {compiled} files after"
 
 
-def _half_width(row: Row) -> float | None:
-    low_high = row["ms_p50_interval"]
-    return None if low_high is None or row["rounds"] < 6 else (low_high[1] - low_high[0]) / 2 / row["ms_p50"]
+def _half_width(row: Row) -> str | None:
+    share = product_stages.half_width(np.array(row["samples_ms"]))
+    return f"{100 * share:.1f} %" if np.isfinite(share) else None
 
 
 def _megabytes(count: int) -> str:

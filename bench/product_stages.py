@@ -107,6 +107,10 @@ class Product:
         done = self.pipeline(self.prompts(batch), seconds=self.seconds, seed=0, stereo=stereo, **self.request)
         return done.waveform
 
+    def keep_graphs(self, count: int) -> None:
+        """So many plans are timed in turn: dropping the least recently used would capture each anew."""
+        self.pipeline.engine.max_graphs = max(count, self.pipeline.engine.max_graphs)
+
     def crop(self, audio: Tensor) -> Tensor:
         return audio[..., : self.pipeline.samples(self.seconds)].clone()
 
@@ -275,8 +279,9 @@ def energy(timed: Timed, *, clock: Callable[[], float] = time.perf_counter) -> d
     device = timed.product.pipeline.device
     watched, calls = telemetry.watch(device), 0
     if watched.source.energy() is None and watched.source.read().get("power_w") is None:
-        fields = watched.fields()
-        return {"energy_j_per_clip": None, "no_energy": fields.get("no_energy") or fields.get("reason")}
+        told = watched.fields()
+        why = told.get("no_energy") or told.get("reason") or "neither a counter nor the power can be read"
+        return {"energy_j_per_clip": None, "no_energy": why}
     with watched:
         started = clock()
         while not calls or clock() - started < ENERGY_SECONDS:

@@ -4,6 +4,7 @@ mono-to-stereo module.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,14 +26,12 @@ class Stages:
     """Modules with random weights of the named size, in the generation's dtype and on its device, and their inputs.
 
     Attributes:
-        calls: stage to a function that runs it once.
-        missing: stage to why it is not there.
+        calls: stage to a function that runs it once; no prompt where there is no text encoder.
     """
 
     autoencoder: Oobleck
     stereo: MonoToStereo
     calls: dict[str, Callable[[], Any]]
-    missing: dict[str, Exception]
 
 
 @torch.no_grad()
@@ -41,7 +40,6 @@ def prepare(generation: Generation) -> Stages:
     setup, device = generation.setup, generation.setup.device
     dtype = machine.DTYPES[setup.dtype]
     config = replace(OobleckConfig.named(setup.config), audio_channels=1)  # the paper's: stereo is a module behind it
-    missing: dict[str, Exception] = {}
     torch.manual_seed(setup.seed)
     autoencoder = Oobleck(config)
     stereo = MonoToStereo(StereoConfig.named(setup.config))
@@ -51,11 +49,9 @@ def prepare(generation: Generation) -> Stages:
     latents = torch.randn(1, generation.config.nominal_latents, config.latent_channels).to(device, dtype)
     mono = torch.randn(1, 1, generation.config.nominal_latents * config.hop).mul(0.1).to(device)
     calls: dict[str, Callable[[], Any]] = {DECODE: partial(autoencoder.decode, latents), STEREO: partial(stereo, mono)}
-    try:
+    with contextlib.suppress(ImportError, OSError):
         calls[PROMPT] = _new_prompts(device)
-    except (ImportError, OSError) as error:
-        missing[PROMPT] = error
-    return Stages(autoencoder, stereo, calls, missing)
+    return Stages(autoencoder, stereo, calls)
 
 
 def _new_prompts(device: torch.device) -> Callable[[], Any]:

@@ -21,17 +21,20 @@ SHORTEST = 0.5  # seconds in which the ticks of 10 ms tell enough
 class Linux:
     """This machine, from /proc and /sys below `root` (for tests).  The load is read when it is made."""
 
-    name, period = "Linux", PERIOD
+    period = PERIOD
 
     def __init__(self, root: Path = Path("/")) -> None:
+        self.name: str | None = "Linux"
         self.root = root
         self.load = _number(root / "proc/loadavg")
-        self._zones = sorted((root / "sys/class/powercap").glob("intel-rapl:?"))  # AMD's are called so too
+        zones = sorted((root / "sys/class/powercap").glob("intel-rapl:?"))  # AMD's are called so too
+        self._zones = [zone for zone in zones if _text(zone / "name").startswith("package")]  # "psys" holds them again
         self._last: list[int] | None = None
         self._joules = 0.0
         self._no_energy: str | None = None
 
     def read(self) -> Reading:
+        self.energy()  # often enough that no counter starts again twice
         return {"power_w": None, "cpu_mhz": self._clock(), "ticks": self._ticks(), "own_s": sum(os.times()[:4])}
 
     def energy(self) -> float | None:
@@ -109,6 +112,13 @@ def _used(readings: Sequence[Reading]) -> dict[str, float | None]:
 
 def _number(path: Path) -> float | None:
     try:
-        return float(path.read_text().split()[0])
-    except (OSError, IndexError, ValueError):
+        return float(_text(path).split()[0])
+    except (IndexError, ValueError):
         return None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

@@ -25,9 +25,10 @@ FIXED = {"application clocks": "ApplicationsClocksSetting", "display clocks": "D
 class Nothing:
     """No sensors, and why."""
 
-    name, period = None, PERIOD
+    period = PERIOD
 
     def __init__(self, reason: str) -> None:
+        self.name: str | None = None
         self.reason = reason
 
     def read(self) -> Reading:
@@ -72,9 +73,10 @@ def _handle(nvml: Any, uuid: str) -> Any:
 class NVML:
     """One GPU.  A query that this GPU or driver does not know gives None and is listed in ``unsupported``."""
 
-    name, period = "NVML", PERIOD
+    period = PERIOD
 
     def __init__(self, nvml: Any, handle: Any) -> None:
+        self.name: str | None = "NVML"
         self.nvml, self.handle = nvml, handle
         self.unsupported: dict[str, str] = {}
         self._reasons = nvml.nvmlDeviceGetCurrentClocksEventReasons

@@ -94,7 +94,7 @@ def test_the_last_line_quotes_what_the_files_say(tmp_path):
     )
     write_json(
         tmp_path / "latency.json",
-        {"summary": {"reference_over_presto_graph": 1.3, "one_graph_ms": {"presto": 21.5}}},
+        {"summary": {"reference_over_presto_graph": 1.3, "one_graph_ms": {"presto": 21.5}, "total_ms": {"mono": 25}}},
     )
     line, passed = summary_line(tmp_path, "300")
     assert not passed
@@ -107,5 +107,6 @@ def test_the_last_line_quotes_what_the_files_say(tmp_path):
         "compile/presto at least 1.40",
         "reference_over_presto_graph 1.300",
         "latents in one graph 21.50 ms",
+        "prompt to waveform, mono, 25.00 ms",
     ):
         assert part in line

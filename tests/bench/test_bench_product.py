@@ -145,6 +145,14 @@ def test_on_a_gpu_events_watch_the_stages_and_the_graph_is_timed_as_a_whole(prod
     assert found[GRAPH, TOTAL] == [62.5, 62.5] and found[GRAPH, MONO] == [31.25, 31.25]
 
 
+def test_graphs_of_all_sizes_are_kept_while_they_are_timed_in_turn():
+    made = product_stages.load(SPEC)
+    made.keep_graphs(6)
+    assert made.pipeline.engine.max_graphs == 6
+    made.keep_graphs(2)
+    assert made.pipeline.engine.max_graphs == 6
+
+
 def test_events_are_read_only_at_the_end(monkeypatch):
     order = []
 

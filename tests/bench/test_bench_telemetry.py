@@ -9,7 +9,7 @@ import types
 import pytest
 import torch
 
-from bench import show, telemetry, telemetry_cpu, telemetry_gpu
+from bench import machine, show, telemetry, telemetry_cpu, telemetry_gpu
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 POWER_CAP, IDLE, THERMAL = 4, 1, 32
@@ -201,25 +201,26 @@ def test_windows_add_up_and_the_thread_reads_while_one_is_open(monkeypatch):
     assert sum(reading["first"] for reading in watch.readings) == 2
 
 
-def machine(folder, *, load="0.10", busy=0, steal=0, energy=0):
+def linux(folder, *, load="0.10", busy=0, steal=0, energy=0):
     (folder / "proc").mkdir(exist_ok=True)
     (folder / "proc/loadavg").write_text(f"{load} 0.2 0.3 1/100 12345\n")
     (folder / "proc/cpuinfo").write_text("cpu MHz\t: 2000.4\ncpu MHz\t: 3000.2\n")
     user, idle, stolen = (100 * seconds * (os.cpu_count() or 1) for seconds in (busy, busy, steal))
     (folder / "proc/stat").write_text(f"cpu {user} 0 0 {idle} 0 0 0 {stolen} 0 0\n")
-    for index in range(2):
+    for index, name in enumerate(("package-0", "package-1", "psys")):  # psys is the whole: not counted again
         zone = folder / f"sys/class/powercap/intel-rapl:{index}"
         zone.mkdir(parents=True, exist_ok=True)
         (zone / "energy_uj").write_text(str(energy % 1_000_000_000))
+        (zone / "name").write_text(f"{name}\n")
         (zone / "max_energy_range_uj").write_text("999999999")
     (folder / "sys/class/powercap/intel-rapl:0:0").mkdir(exist_ok=True)  # a part of package 0: not counted again
 
 
 def test_a_cpus_energy_clock_and_neighbours(tmp_path):
-    machine(tmp_path, load="3.12", energy=999_000_000)
+    linux(tmp_path, load="3.12", energy=999_000_000)
     watch = telemetry.Watch(telemetry_cpu.Linux(tmp_path))
     with watch:
-        machine(tmp_path, busy=1000, steal=500, energy=1_004_000_000)  # seconds of each core; the counters began anew
+        linux(tmp_path, busy=1000, steal=500, energy=1_004_000_000)  # seconds of each core; the counters began anew
     fields = watch.fields()
     assert (fields["energy_j"], fields["energy_from"]) == (pytest.approx(10.0), "counter")
     assert fields["cpu_mhz"]["median"] == 2500 and fields["load_at_start"] == 3.12
@@ -230,7 +231,7 @@ def test_a_cpus_energy_clock_and_neighbours(tmp_path):
 
 
 def test_a_quiet_machine_has_no_marks_and_unreadable_energy_a_reason(tmp_path):
-    machine(tmp_path)
+    linux(tmp_path)
     for path in tmp_path.glob("sys/class/powercap/*/energy_uj"):
         path.unlink()
     watch = telemetry.Watch(telemetry_cpu.Linux(tmp_path))
@@ -260,3 +261,18 @@ def test_marks_are_shown_in_words(capsys):
     text = printed.get()
     assert "120 of 700 W" in text and "1500 MHz SM" in text and "61 °C" in text
     assert "throttled: SW power cap in 100 % of the readings" in text and "shared: 1 other process on" in text
+
+
+def test_a_result_says_which_gpu(monkeypatch):
+    properties = types.SimpleNamespace(
+        major=9, minor=0, multi_processor_count=132, total_memory=150_000_000_000, L2_cache_size=60_000_000
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    assert machine.meta(CUDA)["gpu"] == {
+        "compute_capability": "9.0",
+        "sm_count": 132,
+        "memory_bytes": 150_000_000_000,
+        "l2_bytes": 60_000_000,
+    }
+    assert machine.meta(CPU)["gpu"] is None
