@@ -91,7 +91,7 @@ def test_every_kind_of_file_has_its_section(reported):
     assert page.tags.count("figure") == len(page.figures) == 8
     shown = page.text()
     for said in (
-        "Prompt to waveform, graph: 52.6 ms", "fast missed 22.0 52.6 H200 a readme", "throttled: power cap",
+        "Prompt to waveform, stage by stage: 52.6 ms", "fast missed 22.0 52.6 H200 a readme", "throttled: power cap",
         "decode 1 900", "power w, max 690", "uncommitted changes", "Inside step 0, presto: 0.620 ms",
         "Furthest from its floor: qkv", "Predicted from datasheets, not measured", "H100 fp8 0.1 3350",
         "1.000 (0.900 to 1.100)", "1.20x (1.18 to 1.22)", "steps batch 1 1379 latents presto 1.00 GB 25 %",

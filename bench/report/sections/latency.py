@@ -44,12 +44,12 @@ def blocks(source: Source) -> list[Block]:
 def walks(source: Source) -> list[tuple[str, list[Stage]]]:
     """The stages of a generation in their order: by the rows of stages where there are any, else by rows of steps."""
     staged = _stage_rows(source)
-    if any(row.get("mode") in ("graph", "warm") for row in staged):
-        mode = "graph" if any(row.get("mode") == "graph" for row in staged) else "warm"
+    if any(row.get("mode") == "warm" for row in staged):
+        mode = "warm"  # one graph has no stages to look at
         batch = min(number(row, "batch") or 1 for row in staged)
         rows = [row for row in staged if row.get("mode") == mode and (number(row, "batch") or 1) == batch]
         rows = [row for row in rows if "kind" not in row]
-        title = f"Prompt to waveform, {mode}" + (f", batch {batch:.0f}" if batch > 1 else "")
+        title = "Prompt to waveform, stage by stage" + (f", batch {batch:.0f}" if batch > 1 else "")
         return [(title, [_stage(row) for row in rows if row.get("stage") != WHOLE])]
     around = source.summary.get("stages_ms")
     around = dict(around) if isinstance(around, dict) else {}
