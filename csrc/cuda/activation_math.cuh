@@ -25,15 +25,15 @@ __device__ inline Activated activate_with_slope(Act act, float gate) {
   return {gate * cdf, fmaf(gate, pdf, cdf)};
 }
 
-// alpha and 1 / (beta + 1e-9) of a channel.
+// alpha, beta and 1 / (beta + 1e-9) of a channel.
 struct Channel {
-  float alpha, factor;
+  float alpha, beta, factor;
 };
 __device__ inline Channel load_channel(const SnakeShape& s, int64_t channel) {
   float alpha[1], beta[1];
   load_any(s.alpha.data, s.alpha.dtype, channel * s.alpha.row_stride, alpha);
   load_any(s.beta.data, s.beta.dtype, channel * s.beta.row_stride, beta);
-  return {alpha[0], 1.f / (beta[0] + kSnakeEpsilon)};
+  return {alpha[0], beta[0], 1.f / (beta[0] + kSnakeEpsilon)};
 }
 
 // What the host asks to choose between the kernels.
