@@ -15,7 +15,7 @@ help:            ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
 
 bench: $(VENV)/.installed  ## what every step of a 32-second generation costs here: PyTorch, torch.compile, presto (ARGS=...)
-	$(BIN)/python -m bench latency $(ARGS)
+	$(BIN)/python -m bench latency --cold-runs 1 --seconds 60 $(ARGS)
 
 test: $(VENV)/.installed   ## the whole test suite (ARGS=... go to pytest)
 	$(BIN)/python -m pytest $(ARGS)

@@ -46,7 +46,8 @@ def _section(source: Source, title: str) -> Section:
 def _title(source: Source) -> str:
     settings = source.meta.get("settings")
     settings = settings if isinstance(settings, dict) else {}
-    found = [settings.get(name) or source.summary.get(name) for name in ("config", "dtype", "precision", "batch")]
+    names = ("checkpoint" if settings.get("checkpoint") else "config", "dtype", "precision", "batch")
+    found = [settings.get(name) or source.summary.get(name) for name in names]
     parts = [str(each) for each in found if isinstance(each, (str, int))]
     details = ", ".join(f"batch {part}" if part.isdigit() else part for part in parts if part)
     return f"{source.bench}, {details}" if details else source.bench

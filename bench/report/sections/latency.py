@@ -145,7 +145,7 @@ def percentiles(source: Source) -> list[Block]:
             word(row, "budget") or word(row, "blocks"),
             ms(row),
             plain(row, "ms_p95"),
-            ms(row, "ms_p99"),
+            ms(row, "ms_p99") if interval(row, "ms_p99") else None,  # with too few rounds it is only their largest
             word(row, "rounds"),
             ratio(row, "reference_over_this"),
             plain(row, "tflops"),
