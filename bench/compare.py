@@ -128,7 +128,7 @@ def compare(old: Report, new: Report, rule: Rule, between_runs: float) -> Report
             verdict, p_value = "faster", p_faster
         elif change.high > rule.fail_above:
             verdict = "inconclusive"
-        report.rows.append(verdict_row(key, verdict, Outcome(verdict, change, p_value, False)))  # type: ignore[arg-type]
+        report.rows.append(verdict_row(key, verdict, Outcome(verdict, "beside", change, p_value, False)))  # type: ignore[arg-type]
     for verdict, here, there in (("new", 1, 0), ("gone", 0, 1)):
         for key, row in sides[here].items():
             if key not in sides[there] and is_ours(row.get("implementation", "")):

@@ -36,6 +36,7 @@ def verdict_row(
     row |= {
         "change": round(change.change, 5),
         "change_interval": [round(change.low, 5), round(change.high, 5) if math.isfinite(change.high) else None],
+        "reading": outcome.reading,
         "p_value": float(f"{outcome.p_value:.3g}"),
         "confirmed": outcome.confirmed,
     }

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -15,29 +16,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from bench.gate.checkout import PACKAGES, ROOT
 from bench.gate.rule import Launches
 
 BASE, NEW = "base", "new"
-TURN_MS = 8.0  # so short that both sides meet the same machine, so long that a wake-up from waiting is little of it
-FEWEST_TURNS = 9  # of each side, however long a call takes
-FAST = 0.05
-"""The quantile of a launch's calls that stands for them.
-
-Work that is always the same takes its own time plus what others take away, so the fast calls are nearest to the truth.
-With five neighbours on two cores the medians of identical launches differed by 2 to 12 %, this quantile by 1 to 3 %.
+TURN_MS = 2.0
+"""What disturbs a machine here lasts 20 ms and longer (autocorrelation of 2 ms means: 0.8 to the next, 0.5 ten on), so
+turns are far shorter: with 8 ms the launches of swiglu differed by 3 to 4 %, with 2 ms by 1.7.
 """
+FEWEST_TURNS = 9  # of each side, however long a call takes
 
 KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
     "MALLOC_TRIM_THRESHOLD_": "4294967296",
     "MALLOC_TOP_PAD_": "268435456",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 """glibc gives large results back to the system and page-faults for them anew, or does not, by turns: half of an op's
-time, at random.  With these it keeps them, on both sides.
+time, at random.  With these it keeps them, on both sides, and in huge pages, which leaves less to luck.
 """
 
 
@@ -118,7 +116,8 @@ class Pair:
         threads: of each worker, on a CPU.
         slow: planted slowdowns of NEW, key to share.
         until: by the clock, when no further launch begins.
-        samples: key to, for each launch, {BASE: milliseconds, NEW: milliseconds, "calls": timed on each side}.
+        samples: key to, for each launch, {BASE: ms of the fastest call, NEW: the same, "paired": median over turns of
+            log(new / base), "calls": timed on each side}.
         refused: key to why a row was not timed, by side.
     """
 
@@ -141,7 +140,7 @@ class Pair:
                 break
             for row, times in self._launch(rows, launch / launches, 1 / launches).items():
                 self.samples.setdefault(row, []).append(times)
-                found.setdefault(row, []).append(math.log(times[NEW] / times[BASE]))
+                found.setdefault(row, []).append(readings(times))
         return found
 
     def _launch(self, rows: Sequence[str], done: float, share: float) -> dict[str, dict[str, float]]:
@@ -177,19 +176,27 @@ class Pair:
                 once = max(once, process.ask("prepare", key=row, seed=self.seed, check=first and side == NEW))
             except WorkerError as error:
                 self.refused.setdefault(row, {})[side] = str(error)
-        times: dict[str, list[float]] = {side: [] for side in processes}
+        fastest, count = dict.fromkeys(processes, math.inf), 0
+        paired: list[float] = []
         if row not in self.refused:
-            calls = max(1, math.ceil(TURN_MS / max(once, 1e-3)))
-            started, turns = time.perf_counter(), 0
-            while turns < FEWEST_TURNS or time.perf_counter() - started < self.seconds:
+            calls = max(1, round(TURN_MS / max(once, 1e-3)))
+            started = time.perf_counter()
+            while len(paired) < FEWEST_TURNS or time.perf_counter() - started < self.seconds:
                 turn = list(processes)
                 shuffle.shuffle(turn)
+                mean = {}
                 for side in turn:
-                    times[side] += processes[side].ask("time", key=row, repeats=calls)
-                turns += 1
+                    times = processes[side].ask("time", key=row, repeats=calls)
+                    fastest[side], mean[side] = min(fastest[side], *times), sum(times) / calls
+                paired.append(math.log(mean[NEW] / mean[BASE]))
+                count += calls
         for process in processes.values():
             process.ask("drop", key=row)
         if row in self.refused:
             return None
-        fast = {side: float(np.quantile(each, FAST)) for side, each in times.items()}
-        return fast | {"calls": len(times[NEW])}
+        return fastest | {"paired": statistics.median(paired), "calls": count}
+
+
+def readings(launch: Mapping[str, float]) -> dict[str, float]:
+    """A launch's log(new / base), by reading."""
+    return {"fastest": math.log(launch[NEW] / launch[BASE]), "paired": launch["paired"]}

@@ -1,18 +1,25 @@
 """When a change counts.
 
-A row is measured in launches.  In a launch both commits run in fresh processes and take turns every few milliseconds;
-what it gives is log(new / base) of their fast calls.  Launches differ (where memory came to lie, which core, what else
-ran) far more than turns within one do, so the launches are the sample: the mean of their middle 60 % is the change, and
-the t-test for trimmed means (Yuen 1974) gives its interval and how probable it is by chance.  A launch that met a noisy
-neighbour may be off by half; without trimming a single one hides everything.
+A row is measured in launches.  In a launch both commits run in fresh processes and take turns every two milliseconds,
+which gives two readings of log(new / base):
+
+    fastest   the fastest call of each.  A short call finds moments in which nothing disturbs it.
+    paired    the median over turns of the ratio of what stood side by side.  A long call never finds such a moment, but
+              what disturbs it mostly outlasts the turn and divides out.
+
+Which is better differs from op to op and from machine to machine, so a row is read by the one on which its launches
+agree better.  They still differ (where memory came to lie, what else ran) more than turns within one do, so the
+launches are the sample: the mean of their middle 60 % is the change, and the t-test for trimmed means (Yuen 1974) gives
+its interval and how probable it is by chance.  A launch that met a noisy neighbour may be off by half; without trimming
+a single one hides everything.
 
     screening     every row, a few launches.  A row whose change is above half of `fail_above` is a suspect.
     confirmation  the suspects alone, measured anew until each interval is narrower than `precision` either side.
                   Slower is what is above `fail_above` and, after Holm's correction for the number of suspects, less
                   probable by chance than `alpha`.
 
-The confirmation alone bounds false alarms: its data know nothing of the screening's, so identical commits fail with a
-probability of at most `alpha`, however many rows there are.
+The confirmation alone bounds false alarms: its data know nothing of the screening's, which also chose the reading, so
+identical commits fail with a probability of at most `alpha`, however many rows there are.
 """
 
 from __future__ import annotations
@@ -24,8 +31,9 @@ from typing import Literal
 
 import numpy as np
 
-Launches = list[float]
-"""log(new / base) of each launch."""
+READINGS = ("fastest", "paired")
+Launches = list[dict[str, float]]
+"""log(new / base) of each launch, by reading."""
 
 Measure = Callable[[Sequence[str], int], Mapping[str, Launches]]
 """measure(rows, launches): that many more launches of these rows; none of any row once the time is over."""
@@ -74,16 +82,22 @@ class Change:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was found of a row: the change that decided, and the p-value that was held against alpha, corrected."""
+    """What was found of a row: how it was read, the change that decided, and the corrected p-value."""
 
     verdict: Verdict
+    reading: str
     change: Change
     p_value: float
     confirmed: bool
 
 
-def change_of(launches: Launches) -> Change:
-    """The change that these launches show; with a single launch its interval is unbounded."""
+def read(launches: Launches) -> str:
+    """The reading on which these launches agree better."""
+    return min(READINGS, key=lambda reading: change_of([launch[reading] for launch in launches]).half_width)
+
+
+def change_of(launches: Sequence[float]) -> Change:
+    """The change that the launches' log(new / base) show; with a single one its interval is unbounded."""
     from scipy import stats
 
     ordered, count = np.sort(launches), len(launches)
@@ -111,41 +125,41 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 def decide(measure: Measure, rows: Sequence[str], rule: Rule) -> dict[str, Outcome]:
     """Screens all rows, confirms the suspects."""
-    screened = {row: change_of(launches) for row, launches in measure(rows, rule.screen).items()}
-    outcomes = _unsuspected(screened, rule)
-    suspects = [row for row, change in screened.items() if change.change > rule.fail_above / 2]
-    if suspects:
-        # A suspect for which no time is left stays one.
-        outcomes |= {row: Outcome("inconclusive", screened[row], 1.0, False) for row in suspects}
-        outcomes |= _confirm(measure, suspects, rule)
-    return {row: outcomes[row] for row in screened}
-
-
-def _unsuspected(screened: Mapping[str, Change], rule: Rule) -> dict[str, Outcome]:
+    found = measure(rows, rule.screen)
+    readings = {row: read(launches) for row, launches in found.items()}
+    screened = {row: change_of([launch[readings[row]] for launch in launches]) for row, launches in found.items()}
     p_values = holm([change.p_faster for change in screened.values()])
-    return {
-        row: Outcome("faster" if p < rule.alpha and change.change < -rule.fail_above else "same", change, p, False)
+    outcomes = {
+        row: Outcome(_faster(change, p, rule), readings[row], change, p, False)
         for (row, change), p in zip(screened.items(), p_values, strict=True)
     }
+    suspects = [row for row, change in screened.items() if change.change > rule.fail_above / 2]
+    # A suspect for which no time is left stays one.
+    outcomes |= {row: Outcome("inconclusive", readings[row], screened[row], 1.0, False) for row in suspects}
+    confirmed = _confirm(measure, suspects, readings, rule)
+    p_values = holm([change.p_slower for change in confirmed.values()])
+    for (row, change), p in zip(confirmed.items(), p_values, strict=True):
+        outcomes[row] = Outcome(_confirmed(change, p, rule), readings[row], change, p, True)
+    return outcomes
 
 
-def _confirm(measure: Measure, suspects: Sequence[str], rule: Rule) -> dict[str, Outcome]:
-    launches: dict[str, Launches] = {row: [] for row in suspects}
+def _faster(change: Change, p_value: float, rule: Rule) -> Verdict:
+    return "faster" if p_value < rule.alpha and change.change < -rule.fail_above else "same"
+
+
+def _confirm(measure: Measure, suspects: Sequence[str], readings: Mapping[str, str], rule: Rule) -> dict[str, Change]:
+    """What fresh launches of the suspects show."""
+    logs: dict[str, list[float]] = {row: [] for row in suspects}
     wanted, more = list(suspects), rule.confirm
-    while wanted:
+    while wanted and more > 0:
         found = measure(wanted, more)
-        for row, logs in found.items():
-            launches[row] += logs
         if not found:  # out of time: what there is decides
             break
-        more = min(3, rule.most - len(launches[wanted[0]]))
-        wanted = [row for row in wanted if not _certain(change_of(launches[row]), rule)] if more > 0 else []
-    changes = {row: change_of(launches[row]) for row in suspects if launches[row]}
-    p_values = holm([change.p_slower for change in changes.values()])
-    return {
-        row: Outcome(_confirmed(change, p, rule), change, p, True)
-        for (row, change), p in zip(changes.items(), p_values, strict=True)
-    }
+        for row, launches in found.items():
+            logs[row] += [launch[readings[row]] for launch in launches]
+        more = min(3, rule.most - len(logs[wanted[0]]))
+        wanted = [row for row in wanted if not _certain(change_of(logs[row]), rule)]
+    return {row: change_of(each) for row, each in logs.items() if each}
 
 
 def _certain(change: Change, rule: Rule) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fnmatch
 import importlib.util
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,8 @@ from bench import compare, machine, results, show
 from bench.cli import BadOption, option
 from bench.gate import subjects
 from bench.gate.checkout import ROOT, CheckoutError, baseline
-from bench.gate.pair import BASE, NEW, Pair, WorkerError
-from bench.gate.rule import Outcome, Rule, change_of, decide
+from bench.gate.pair import BASE, NEW, Pair, WorkerError, readings
+from bench.gate.rule import Outcome, Rule, change_of, decide, read
 from bench.results import Report
 from bench.verdicts import CANNOT_COMPARE, FINE, REFUSED, SLOWER, STOPPED, verdict_line, verdict_row, verdict_table
 
@@ -112,8 +111,9 @@ def judge(pair: Pair, rows: list[str], rule: Rule, report: Report, options: Gate
 
 def _unfinished(launches: list[dict[str, float]]) -> Outcome:
     """What is known of a row when the gate is stopped: a change, and no verdict."""
-    change = change_of([math.log(launch[NEW] / launch[BASE]) for launch in launches])
-    return Outcome("inconclusive", change, 1.0, False)
+    logs = [readings(launch) for launch in launches]
+    reading = read(logs)
+    return Outcome("inconclusive", reading, change_of([log[reading] for log in logs]), 1.0, False)
 
 
 def _any(report: Report, verdict: str) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 from bench import schema, show
 from bench.cli import BadOption, argument, option
 from bench.compare import share
-from bench.gate.pair import BASE, NEW
+from bench.gate.pair import readings
 from bench.gate.rule import Launches, Measure, Rule, decide
 from bench.results import Report, write_json
 
@@ -50,16 +50,14 @@ def run(options: SimulateOptions) -> int:
     return 0 if passed >= 0.99 and caught >= 0.95 else 1
 
 
-def recorded(report: Report) -> dict[str, np.ndarray]:
-    """Row to log(new / base) of every launch; rows without launches are left out.
+def recorded(report: Report) -> dict[str, Launches]:
+    """Row to the readings of every launch; rows without launches are left out.
 
     Raises:
         schema.ResultError: a file that is no gate's, or with fewer than ten launches of a row.
     """
     noise = {
-        row["subject"]: np.array([math.log(launch[NEW] / launch[BASE]) for launch in row["launches"]])
-        for row in report.rows
-        if row.get("launches")
+        row["subject"]: [readings(launch) for launch in row["launches"]] for row in report.rows if row.get("launches")
     }
     if not noise or min(map(len, noise.values())) < 10:
         raise schema.ResultError("NOISE: a gate's file with at least ten launches of every row (bench gate --launches)")
@@ -67,7 +65,7 @@ def recorded(report: Report) -> dict[str, np.ndarray]:
 
 
 def rates(
-    noise: Mapping[str, np.ndarray],
+    noise: Mapping[str, Launches],
     rule: Rule,
     slower: float,
     trials: int,
@@ -89,7 +87,7 @@ def rates(
 
 
 def drawn(
-    noise: Mapping[str, np.ndarray], random: np.random.Generator, planted: Mapping[str, float] | None = None
+    noise: Mapping[str, Launches], random: np.random.Generator, planted: Mapping[str, float] | None = None
 ) -> Measure:
     """A `measure` for the rule that draws launches from the recorded ones."""
     shift = planted or {}
@@ -99,8 +97,9 @@ def drawn(
         for _ in range(launches):
             exchanged, place = random.choice((-1.0, 1.0)), random.random()
             for row in rows:
-                value = noise[row][int(place * len(noise[row]))]
-                found[row].append(exchanged * float(value) + shift.get(row, 0.0))
+                launch = noise[row][int(place * len(noise[row]))]
+                planted_here = shift.get(row, 0.0)
+                found[row].append({name: exchanged * value + planted_here for name, value in launch.items()})
         return found
 
     return measure

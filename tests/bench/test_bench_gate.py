@@ -19,6 +19,12 @@ HAS_GIT = subprocess.run(["git", "-C", checkout.ROOT, "rev-parse", "HEAD"], capt
 needs_git = pytest.mark.skipif(not HAS_GIT, reason="no git repository: there are no other commits")
 
 
+def both(logs, worse=1.0):
+    """Launches whose paired reading is `worse` times as far from their mean."""
+    middle = np.mean(logs)
+    return [{"fastest": float(log), "paired": float(middle + worse * (log - middle))} for log in logs]
+
+
 def normal_noise(sd, slower=None, seed=0):
     """A `measure` whose launches are normal around nothing, or around a row's planted slowdown."""
     random, asked = np.random.default_rng(seed), []
@@ -26,7 +32,7 @@ def normal_noise(sd, slower=None, seed=0):
     def measure(rows, launches):
         asked.append((tuple(rows), launches))
         shift = slower or {}
-        return {r: list(random.normal(math.log1p(shift.get(r, 0.0)), sd, launches)) for r in rows}
+        return {r: both(random.normal(math.log1p(shift.get(r, 0.0)), sd, launches)) for r in rows}
 
     return measure, asked
 
@@ -51,6 +57,12 @@ def test_the_trimmed_test_is_wrong_as_often_as_it_says_on_heavy_tails():
     assert 0.02 < false / 1500 < 0.065
 
 
+def test_a_row_is_read_where_its_launches_agree():
+    logs = [0.05, 0.06, 0.055, 0.045]
+    assert rule.read(both(logs, worse=3.0)) == "fastest"
+    assert rule.read(both(logs, worse=0.3)) == "paired"
+
+
 def test_one_launch_tells_a_change_and_nothing_about_chance():
     change = rule.change_of([0.5])
     assert (change.low, change.high, change.p_slower) == (-1, math.inf, 1)
@@ -72,7 +84,7 @@ def test_a_slow_row_is_confirmed_alone():
 
 
 def test_a_suspect_by_chance_is_cleared_by_fresh_launches():
-    calls = iter([[0.05, 0.05, 0.05, 0.05], [0.001, -0.001, 0.002, 0.0, -0.002, 0.001]])
+    calls = iter([both([0.05, 0.05, 0.05, 0.05]), both([0.001, -0.001, 0.002, 0.0, -0.002, 0.001])])
     outcome = rule.decide(lambda rows, launches: {"a": next(calls)}, ["a"], rule.Rule())["a"]
     assert (outcome.verdict, outcome.confirmed) == ("same", True)
 
@@ -85,7 +97,7 @@ def test_what_stays_uncertain_is_said_to_be_so_and_the_looking_ends():
 
 
 def test_without_time_to_confirm_a_suspect_stays_one():
-    calls = iter([{"a": [0.1, 0.1, 0.11, 0.1]}, {}])
+    calls = iter([{"a": both([0.1, 0.1, 0.11, 0.1])}, {}])
     assert rule.decide(lambda rows, launches: next(calls), ["a"], rule.Rule())["a"].verdict == "inconclusive"
 
 
@@ -118,7 +130,7 @@ def test_on_recorded_noise_the_rule_is_as_good_as_it_says(path):
 
 def test_the_simulation_would_show_a_rule_that_is_no_good():
     random = np.random.default_rng(0)
-    noise = {row: random.normal(0, 0.03, 40) for row in "abcdefgh"}
+    noise = {row: both(random.normal(0, 0.03, 40)) for row in "abcdefgh"}
     hasty = rule.Rule(fail_above=0.0, alpha=0.5, precision=1.0, screen=2, confirm=2, most=2)
     (passed, trials), _ = simulate.rates(noise, hasty, 0.05, trials=60).values()
     assert passed < 0.9 * trials
@@ -159,8 +171,8 @@ def pair_of(new, **options):
 
 def test_two_processes_take_turns_and_one_that_is_slowed_is_seen():
     pair_ = pair_of(checkout.ROOT, slow={ROW: 1.0})
-    (log,) = pair_.measure([ROW], 1)[ROW]
-    assert math.log(1.5) < log < math.log(3)
+    (launch,) = pair_.measure([ROW], 1)[ROW]
+    assert all(math.log(1.5) < launch[reading] < math.log(3) for reading in rule.READINGS)
     assert pair_.samples[ROW][0]["calls"] >= 3
 
 
@@ -231,7 +243,7 @@ def test_a_commit_that_is_not_there_cannot_be_compared(capsys):
 
 def test_stopping_keeps_what_was_measured(tmp_path, monkeypatch, capsys):
     def stops(self, rows, launches):
-        self.samples[rows[0]] = [{"base": 1.0, "new": 1.2, "calls": 9}]
+        self.samples[rows[0]] = [{"base": 1.0, "new": 1.2, "paired": 0.18, "calls": 9}]
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pair.Pair, "measure", stops)
