@@ -9,16 +9,16 @@ from presto_models.files import written_beside
 from presto_models.plots import FORMATS
 
 
-def check_path(path: str | None) -> None:
+def check_path(path: str | None, flag: str = "--plot") -> None:
     """BadOption where a picture cannot be drawn here or is of no known kind; nothing to do for None."""
     if path is None:
         return
     if not path.lower().endswith(FORMATS):
-        raise BadOption(f"--plot: must end in {', '.join(FORMATS)}; got {path!r}")
+        raise BadOption(f"{flag}: must end in {', '.join(FORMATS)}; got {path!r}")
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
-        raise BadOption("--plot: needs matplotlib: pip install 'presto-kernels[bench]'") from error
+        raise BadOption(f"{flag}: needs matplotlib: pip install 'presto-kernels[bench]'") from error
 
 
 def save(figure: Any, path: str) -> None:

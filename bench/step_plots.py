@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench import show
-from bench.cli import BadOption
+from bench import figures, show
 from bench.flame import COLORS
 from bench.names import GRAPH, PRESTO, REFERENCE
 from bench.results import Row
 from bench.roofline import Ceiling
 from bench.step_rows import SUM, WHOLE
 
-FORMATS = (".png", ".svg", ".pdf")
 SHADES = {REFERENCE: ("#7f7f7f", "#c4c4c4"), PRESTO: ("#1b6ca8", "#9cc7e6")}
 """Side → the colour of what its floor allows, and of what is above it."""
 GAP = "#e9c46a"
 MARKERS = "osD^vP*Xhd"
-
-
-def check_path(flag: str, path: str | None) -> None:
-    """Refuses, before anything is timed, a picture that could not be made."""
-    if path is None:
-        return
-    if Path(path).suffix.lower() not in FORMATS:
-        raise BadOption(f"{flag}: {path} must end in {', '.join(FORMATS)}")
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise BadOption(f"{flag}: needs matplotlib: pip install 'presto-kernels[bench]'") from error
 
 
 def waterfall(path: str, rows: Sequence[Row], title: str, device_type: str) -> None:
@@ -88,7 +73,7 @@ def waterfall(path: str, rows: Sequence[Row], title: str, device_type: str) -> N
         for color, what in zip(SHADES[name.removesuffix(GRAPH)], ("its floor", "above its floor"), strict=True)
     ]
     axes.legend(handles=[*patches, Patch(color=GAP, label=gaps)], loc="upper right", fontsize=8)
-    _save(figure, path)
+    figures.save(figure, path)
 
 
 def roofline(path: str, rows: Sequence[Row], ceiling: Ceiling, title: str) -> None:
@@ -135,7 +120,7 @@ def roofline(path: str, rows: Sequence[Row], ceiling: Ceiling, title: str) -> No
     axes.grid(which="major", alpha=0.3)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    figures.save(figure, path)
 
 
 def _labels(axes: Any, points: dict[str, tuple[float, float]], x: float) -> None:
@@ -177,10 +162,3 @@ def _sides(rows: Sequence[Row]) -> dict[str, dict[str, Row]]:
 
 def _value(axes: Any, x: float, y: float, ms: float, widest: float) -> None:
     axes.text(x + 0.008 * widest, y, show.number(ms), va="center", fontsize=7.5)
-
-
-def _save(figure: Any, path: str) -> None:
-    from presto_models.files import written_beside
-
-    with written_beside(path) as beside:
-        figure.savefig(beside, dpi=110)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bench import cuda, flame, latency, machine, op_profile, roofline, show, step_plots, step_rows, walks
+from bench import cuda, figures, flame, latency, machine, op_profile, roofline, show, step_plots, step_rows, walks
 from bench.cli import BadOption, option
 from bench.generation import Generation, Implementation
 from bench.names import GRAPH, PRESTO, REFERENCE
@@ -92,7 +92,7 @@ def check(options: StepsOptions) -> list[roofline.Ceiling]:
     if options.nsight and machine.pick_device(options.device).type != "cuda":
         raise BadOption("--nsight: needs CUDA; on a CPU use --trace FILE.json")
     for flag, path in (("--plot", options.plot), ("--plot-roofline", options.plot_roofline)):
-        step_plots.check_path(flag, path)
+        figures.check_path(path, flag)
     if options.flame is not None and Path(options.flame).suffix not in flame.FORMATS:
         raise BadOption(f"--flame: {options.flame} must end in {' or '.join(flame.FORMATS)}")
     roofline.efficiency_of(options.efficiency)
