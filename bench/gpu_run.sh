@@ -70,11 +70,12 @@ stage latency 150 "$python" -m bench latency --device cuda --config presto-32s -
 stage others 90 "$python" -m bench ops --device cuda --backward --seconds 0.5 --rounds 60 --first \
     --ops qk_norm_rope swiglu geglu snake edm_denoise renoise attention_cross --json "$out/ops-others.json"
 stage tune 60 "$python" -m bench tune --device cuda --dtype bf16 --seconds 0.1 --folder "$out"
-stage profile 60 "$python" -m bench steps --device cuda --config presto-32s --steps 4 --dtype bf16 --seconds 4 \
-    --kernels "$out/kernels.txt" --json "$out/steps.json"
+stage profile 75 "$python" -m bench steps --device cuda --config presto-32s --steps 4 --dtype bf16 --seconds 4 \
+    --kernels "$out/kernels.txt" --trace "$out/trace.json" --json "$out/steps.json"
 stage distill 70 "$python" -m bench distill --device cuda --config presto-32s --blocks 8 --methods presto-l presto-s --seconds 3 \
     --json "$out/distill.json"
 stage kept 50 "$python" -m bench distill --kept --device cuda --config presto-32s --blocks 8 --batch 8 --seconds 5 \
     --json "$out/distill-kept.json"
+stage ablate 50 "$python" -m bench ablate --device cuda --config presto-32s --dtype bf16 --seconds 5 --json "$out/ablate.json"
 
 "$python" -m bench.gpu_summary "$out" "$SECONDS"
