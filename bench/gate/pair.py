@@ -26,7 +26,7 @@ TURN_MS = 2.0
 """What disturbs a machine here lasts 20 ms and longer (autocorrelation of 2 ms means: 0.8 to the next, 0.5 ten on), so
 turns are far shorter: with 8 ms the launches of swiglu differed by 3 to 4 %, with 2 ms by 1.7.
 """
-FEWEST_TURNS = 9  # of each side, however long a call takes
+FEWEST_TURNS = 15  # of each side, however long a call takes
 
 KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": "4294967296",
@@ -112,7 +112,7 @@ class Pair:
 
     Attributes:
         folders: BASE and NEW to the folder with their packages.
-        seconds: of each row in a launch, both sides together; at least nine turns each.
+        seconds: of each row in a launch, both sides together; at least fifteen turns each.
         threads: of each worker, on a CPU.
         slow: planted slowdowns of NEW, key to share.
         until: by the clock, when no further launch begins.

@@ -59,9 +59,9 @@ class Rule:
     fail_above: float = 0.03
     alpha: float = 0.01
     precision: float = 0.01
-    screen: int = 4
+    screen: int = 6
     confirm: int = 6
-    most: int = 18
+    most: int = 24
 
 
 @dataclass(frozen=True)

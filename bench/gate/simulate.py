@@ -8,6 +8,7 @@ exchanged (they were the same code).  The rule that decides is the gate's own.  
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from bench.cli import BadOption, argument, option
 from bench.compare import share
 from bench.gate.pair import readings
 from bench.gate.rule import Launches, Measure, Rule, decide
+from bench.op_cases import OPS
 from bench.results import Report, write_json
 
 
@@ -40,14 +42,32 @@ def run(options: SimulateOptions) -> int:
         raise BadOption(str(error)) from error
     rule = Rule(fail_above=share(options.fail_above, "--fail-above"))
     with show.rounds(f"2 x {options.trials} gates of {len(noise)} rows") as on_progress:
-        figures = rates(noise, rule, share(options.slower, "--slower"), options.trials, on_progress=on_progress)
-    for name, (found, trials) in figures.items():
-        low, high = interval(found, trials)
-        show.console.print(f"{name}: {found} of {trials} ({100 * low:.1f} to {100 * high:.1f} %)")
+        found = rates(noise, rule, share(options.slower, "--slower"), options.trials, on_progress=on_progress)
+    figures = {"identical commits pass": (found.passed, options.trials)}
+    figures[f"{options.slower} slower in one op is caught"] = found.of_ops()
+    for name, (count, trials) in figures.items():
+        low, high = interval(count, trials)
+        show.console.print(f"{name}: {count} of {trials} ({100 * low:.1f} to {100 * high:.1f} %)")
+    seldom = {row: count / trials for row, (count, trials) in found.caught.items() if count < 0.95 * trials}
+    for row, rate in seldom.items():
+        show.console.print(f"  in {row}: {100 * rate:.0f} %", markup=False)
     if options.json is not None:
         write_json(options.json, {name: {"count": k, "trials": n} for name, (k, n) in figures.items()})
-    passed, caught = (found / trials for found, trials in figures.values())
-    return 0 if passed >= 0.99 and caught >= 0.95 else 1
+    (passed, of_same), (caught, of_slower) = figures.values()
+    return 0 if passed >= 0.99 * of_same and caught >= 0.95 * of_slower else 1
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How many gates of identical commits pass; and by row, how often its slowdown was caught, of how many."""
+
+    passed: int
+    caught: Mapping[str, tuple[int, int]]
+
+    def of_ops(self) -> tuple[int, int]:
+        """Caught, of how many, over the rows that are one op each."""
+        ops = [pair for row, pair in self.caught.items() if row.split("/")[0] in OPS]
+        return sum(count for count, _ in ops), sum(trials for _, trials in ops)
 
 
 def recorded(report: Report) -> dict[str, Launches]:
@@ -72,18 +92,19 @@ def rates(
     *,
     seed: int = 0,
     on_progress: Callable[[float], object] = lambda share: None,
-) -> dict[str, tuple[int, int]]:
-    """How many gates of identical commits pass, and how many with one row slower name that row; of how many."""
+) -> Rates:
+    """`trials` gates of identical commits, and as many with one row slower, every row in turn."""
     random, rows = np.random.default_rng(seed), list(noise)
-    passed = caught = 0
+    passed, caught, planted = 0, Counter[str](), Counter[str]()
     for trial in range(trials):
         same = decide(drawn(noise, random), rows, rule)
         passed += all(outcome.verdict != "slower" for outcome in same.values())
         row = rows[trial % len(rows)]
         slow = decide(drawn(noise, random, {row: math.log1p(slower)}), rows, rule)
-        caught += slow[row].verdict == "slower"
+        caught[row] += slow[row].verdict == "slower"
+        planted[row] += 1
         on_progress((trial + 1) / trials)
-    return {"identical commits pass": (passed, trials), f"{100 * slower:g} % slower is caught": (caught, trials)}
+    return Rates(passed, {row: (caught[row], count) for row, count in planted.items()})
 
 
 def drawn(
