@@ -72,14 +72,7 @@ def timer(call: Call, device: torch.device, grad: bool, slow: float = 0.0) -> Ca
     if slow and device.type == "cuda":
         raise ValueError("a planted slowdown waits on the host, which does not slow a GPU down")
 
-    def slowed() -> None:
-        started = time.perf_counter()
-        call()
-        until = time.perf_counter() + slow * (time.perf_counter() - started)
-        while time.perf_counter() < until:
-            pass
-
-    timed = slowed if slow else call
+    timed = slowed(call, slow) if slow else call
     if device.type == "cpu":
         once = measure.cpu_timer(timed)
     elif grad:
@@ -95,6 +88,19 @@ def timer(call: Call, device: torch.device, grad: bool, slow: float = 0.0) -> Ca
             return [once(0) for _ in range(repeats)]
 
     return timing
+
+
+def slowed(call: Call, share: float, *, clock: Callable[[], float] = time.perf_counter) -> Call:
+    """The same, but it takes that share longer."""
+
+    def longer() -> None:
+        started = clock()
+        call()
+        done = clock()
+        while clock() < done + share * (done - started):
+            pass
+
+    return longer
 
 
 def _op(case: Case, seed: int) -> Call:
