@@ -129,7 +129,7 @@ def rounds(label: str) -> Iterator[Callable[[float], None]]:
             nonlocal last
             if time.perf_counter() - last > 10:
                 last = time.perf_counter()
-                console.print(f"{label}: {100 * share:.0f} %", style="dim")
+                console.print(f"{label}: {100 * min(share, 1.0):.0f} %", style="dim")
 
         yield line
         return
