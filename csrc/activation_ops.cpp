@@ -100,9 +100,9 @@ int64_t snake_grain(const SnakeShape& s) {
 
 void snake_on_cpu(const SnakeForward& args, const Tensor&) {
   if (args.length == 1 && args.x.row_stride == 1)
-    return torch::stable::parallel_for(
-        0, args.batch, kGrain / args.channels + 1,
-        [&](int64_t first, int64_t last) { cpu::snake_forward_samples(args, first, last); });
+    return torch::stable::parallel_for(0, args.batch, kGrain / args.channels + 1, [&](int64_t first, int64_t last) {
+      cpu::snake_forward_samples(args, first, last);
+    });
   torch::stable::parallel_for(0, cpu::snake_pieces(args), snake_grain(args),
                               [&](int64_t first, int64_t last) { cpu::snake_forward(args, first, last); });
 }
