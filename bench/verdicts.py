@@ -71,7 +71,8 @@ def verdict_line(report: Report) -> str:
     for row in report.rows:
         found.setdefault(row["verdict"], []).append(row["subject"])
     above = f"{100 * report.summary['fail_above']:g} %"
-    parts = [f"nothing is slower by more than {above}"]
+    compared = any("change" in row for row in report.rows)
+    parts = [f"nothing is slower by more than {above}" if compared else "nothing was compared"]
     if "slower" in found:
         parts = [f"SLOWER by more than {above}: {', '.join(found['slower'])}"]
     parts += [

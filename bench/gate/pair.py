@@ -40,13 +40,20 @@ time, at random.  With these it keeps them, on both sides, and in huge pages, wh
 
 
 class WorkerError(RuntimeError):
-    """What a worker replied instead of a time."""
+    """What the worker of this side replied instead of a time, or said last before it died."""
+
+    def __init__(self, side: str, message: str) -> None:
+        super().__init__(message)
+        self.side = side
 
 
 class Process:
     """A worker with the packages of one checkout."""
 
-    def __init__(self, packages: Path, device: torch.device, threads: int, slow: Mapping[str, float]) -> None:
+    def __init__(
+        self, side: str, packages: Path, device: torch.device, threads: int, slow: Mapping[str, float]
+    ) -> None:
+        self.side = side
         # Its path: a folder with nothing but the packages under test, then this checkout for the bench.
         self._links = tempfile.TemporaryDirectory(prefix="bench-gate-")
         for name in PACKAGES:
@@ -78,10 +85,10 @@ class Process:
         try:
             self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
         except BrokenPipeError:
-            raise WorkerError(self._last_words()) from None
+            raise WorkerError(self.side, self._last_words()) from None
         reply = self._reply()
         if "error" in reply:
-            raise WorkerError(reply["error"])
+            raise WorkerError(self.side, reply["error"])
         return reply["ms"]
 
     def close(self) -> None:
@@ -96,7 +103,7 @@ class Process:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise WorkerError(self._last_words())
+            raise WorkerError(self.side, self._last_words())
         return json.loads(line)
 
     def _last_words(self) -> str:
@@ -155,7 +162,7 @@ class Pair:
         try:
             for side in sides:
                 slow = self.slow if side == NEW else {}
-                processes[side] = Process(self.folders[side], self.device, self.threads, slow)
+                processes[side] = Process(side, self.folders[side], self.device, self.threads, slow)
             for side in sides:
                 processes[side].ready()
             for index, row in enumerate(order):

@@ -78,8 +78,10 @@ def judge(pair: Pair, rows: list[str], rule: Rule, report: Report, options: Gate
     except KeyboardInterrupt:
         outcomes, stopped = {row: _unfinished(launches) for row, launches in pair.samples.items()}, True
     except WorkerError as error:
-        show.console.print(f"a side of the gate died: {error}", style="bold red", markup=False)
-        return CANNOT_COMPARE
+        if error.side == BASE:
+            show.console.print(f"the baseline does not run: {error}", style="bold red", markup=False)
+            return CANNOT_COMPARE
+        report.refused.append({"subject": "this checkout", "reason": str(error)})
     for row in rows:
         if row in pair.refused:
             sides = pair.refused[row]
@@ -90,7 +92,7 @@ def judge(pair: Pair, rows: list[str], rule: Rule, report: Report, options: Gate
         elif row in outcomes:
             report.rows.append(verdict_row(row, outcomes[row].verdict, outcomes[row], pair.samples[row]))
     report.summary = {
-        "verdict": "stopped" if stopped else "slower" if _any(report, "slower") else "fine",
+        "verdict": _verdict(report, stopped),
         "slower": [row["subject"] for row in report.rows if row["verdict"] == "slower"],
         "launches": sum(map(len, pair.samples.values())),
         "fail_above": rule.fail_above,
@@ -116,8 +118,12 @@ def _unfinished(launches: list[dict[str, float]]) -> Outcome:
     return Outcome("inconclusive", reading, change_of([log[reading] for log in logs]), 1.0, False)
 
 
-def _any(report: Report, verdict: str) -> bool:
-    return any(row["verdict"] == verdict for row in report.rows)
+def _verdict(report: Report, stopped: bool) -> str:
+    if stopped:
+        return "stopped"
+    if report.refused:
+        return "refused"
+    return "slower" if any(row["verdict"] == "slower" for row in report.rows) else "fine"
 
 
 def _chosen(rows: list[str], patterns: tuple[str, ...], flag: str) -> list[str]:

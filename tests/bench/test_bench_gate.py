@@ -204,8 +204,22 @@ def test_a_side_that_cannot_even_start_says_what_it_said_last(tmp_path):
     for name in checkout.PACKAGES:
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").write_text("raise ImportError('nothing here')")
-    with pytest.raises(pair.WorkerError, match=r"status 1: ImportError: nothing here"):
+    with pytest.raises(pair.WorkerError, match=r"status 1: ImportError: nothing here") as died:
         pair_of(tmp_path).measure([ROW], 1)
+    assert died.value.side == pair.NEW
+
+
+@pytest.mark.parametrize(("side", "status"), [(pair.BASE, 3), (pair.NEW, 4)])
+def test_a_side_that_dies_is_a_failure_only_if_it_is_this_one(side, status, tmp_path, monkeypatch, capsys):
+    def dies(self, rows, launches):
+        raise pair.WorkerError(side, "the process ended with status -11")
+
+    monkeypatch.setattr(pair.Pair, "measure", dies)
+    monkeypatch.setattr(run, "baseline", lambda ref: (checkout.ROOT, "0" * 40))
+    file = tmp_path / "gate.json"
+    assert main(["gate", "--baseline", "HEAD", "--only", ROW, "--json", str(file)]) == status
+    assert "status -11" in capsys.readouterr().out
+    assert file.exists() == (side == pair.NEW)
 
 
 def test_after_the_time_is_over_no_launch_begins():
