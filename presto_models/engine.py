@@ -142,6 +142,10 @@ class Engine:
             decode = partial(chunked, chunk=LONG // 2)
         return decode(latents)
 
+    def encode(self, audio: Tensor) -> Tensor:
+        """Audio ``[B, channels, T]`` to what the DiT works on, ``[B, ceil(T / hop), C]``, fp32; undoes decode."""
+        return (self.autoencoder.encode(audio) - self.mean) / self.scale
+
     def widen(self, audio: Tensor) -> Tensor:
         """Mono ``[B, 1, T]`` to stereo ``[B, 2, T]``."""
         if self.stereo is None:

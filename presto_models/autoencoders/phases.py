@@ -69,8 +69,9 @@ def accumulate_phases(
     sign = (torch.arange(bins, device=peak.device) % 2) * math.pi
     phase = magnitude.new_zeros(batch, bins) if before is None else before - sign
     phases = []
-    for t in range(frames):
-        phase = phase.gather(1, peak[:, t]) + step[:, t]
+    # unbind, not an index a frame: the gradient of an index is a tensor of all frames, once for each of them.
+    for owner, advanced in zip(peak.unbind(1), step.unbind(1), strict=True):
+        phase = phase.gather(1, owner) + advanced
         phases.append(phase)
     return torch.stack(phases, dim=1) + sign
 

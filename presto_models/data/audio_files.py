@@ -53,7 +53,7 @@ def read_audio(
     waveform = _with_channels(torch.from_numpy(np.ascontiguousarray(read.T)), channels)
     if rate != sample_rate:
         _say(f"resampling audio from {rate} to {sample_rate} Hz")
-        waveform = _resampled(waveform, rate, sample_rate)
+        waveform = resampled(waveform, rate, sample_rate)
     return waveform if seconds is None else waveform[:, : round(seconds * sample_rate)]
 
 
@@ -98,7 +98,8 @@ def _with_channels(waveform: Tensor, channels: int) -> Tensor:
     raise ValueError(f"channels: cannot make {channels} of {len(waveform)}; only to or from mono")
 
 
-def _resampled(waveform: Tensor, rate: int, to: int) -> Tensor:
+def resampled(waveform: Tensor, rate: int, to: int) -> Tensor:
+    """`[channels, samples]` at another rate, by soxr where it is installed, else by scipy."""
     try:
         import soxr
     except ImportError:
