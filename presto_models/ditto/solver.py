@@ -19,16 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from presto_models.diffusion import initial_noise
-from presto_models.ditto.control import Bound, Control, bind_all
+from presto_models.ditto.control import Control
 from presto_models.ditto.options import DittoOptions
-from presto_models.ditto.result import Optimized, Outcome
-from presto_models.ditto.scene import Made, Scene
+from presto_models.ditto.result import Optimized
 from presto_models.ditto.search import Search, load_noise
-from presto_models.ditto.shown import progress_bar
-from presto_models.ditto.walk import Walk
+from presto_models.ditto.setup import Setup
+from presto_models.ditto.shown import Advance, progress_bar
 from presto_models.pipeline import PrestoPipeline
-from presto_models.request import check_prompts, repeated, seeds_of_each, tags_of_each
 from presto_models.text.tags import Tags
 
 
@@ -80,57 +77,47 @@ def optimize(
         TypeError, ValueError: something does not fit; controls are checked before the first step.
         ArithmeticError: every sample's error was NaN or infinite from the first step on.
     """
-    if pipeline.conditioner is None:
-        raise ValueError("prompt cannot be embedded: this pipeline was made without a text encoder")
     if resume and save is None:
         raise ValueError("resume=True goes on from the file save=, and none was given")
-    prompts = check_prompts(prompt)
-    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
-        raise ValueError(f"num_samples must be an int of at least 1, got {num_samples!r}")
-    options = (options or DittoOptions()).completed(pipeline)
-    batch = len(prompts) * num_samples
-    near, far = options.plans(pipeline, seconds, batch, stereo=stereo)
-    scene = Scene(pipeline, pipeline.samples(seconds), batch)
-    seeds = seeds_of_each(seed, batch)
-    bound = bind_all(controls, scene)
-    noise = _start(start, scene, seeds)
-    each = torch.tensor(seeds, dtype=torch.int64, device=pipeline.device)
-    with torch.no_grad():
-        text = pipeline.conditioner(prompts, tags_of_each(tags, len(prompts)))
-        text = repeated(text, num_samples, pooled=pipeline.config.dit.pooled_dim > 0).to(pipeline.device)
-
-    def walk(plan: Any) -> Walk:
-        return Walk(pipeline.engine, plan, text, each, x_max=options.x_max, checkpointed=options.checkpointed)
-
-    through = walk(near)
-    search = Search(through, scene, bound, noise, steps=options.steps, learning_rate=options.learning_rate)
-    config = _identity(options, prompts, seeds, scene, bound)
+    setup = Setup.of(
+        pipeline,
+        controls,
+        prompt=prompt,
+        seconds=seconds,
+        seed=seed,
+        tags=tags,
+        num_samples=num_samples,
+        stereo=stereo,
+        options=options,
+    )
+    options = setup.options
+    through = setup.walk(setup.near)
+    search = Search(
+        through,
+        setup.scene,
+        setup.bound,
+        _start(start, setup),
+        steps=options.steps,
+        learning_rate=options.learning_rate,
+    )
+    config = _identity(setup)
     if resume and save is not None and os.path.exists(save):
         search.resume(save, config)
-    took = _search(search, config, save, callback, progress_bar("optimising", options.steps, progress))
-
-    make = through if near is far else walk(far)
+    with progress_bar("optimising", options.steps, progress) as advance:
+        took = _search(search, config, save, callback, advance)
+    history = search.history[: int(search.done)].cpu()
     with torch.no_grad():
-        found = search.best_noise
-        made = scene.made(make(found))
-        close = made if make is through else scene.made(through(found))
-        unsteered = scene.made(make(initial_noise(found.shape, seed=each, device=pipeline.device)))
-        done = int(search.done)
-        history = search.history[:done].cpu()
-        outcomes = {b.name: _outcome(b, made, close, unsteered, history[:, i]) for i, b in enumerate(bound)}
-        audio = pipeline.engine.widen(pipeline.engine.decode(made.x)) if far.stereo else made.audio
-        waveform = audio[..., : scene.samples].clone(memory_format=torch.contiguous_format)
-    return Optimized(
-        waveform=waveform,
-        sample_rate=pipeline.sample_rate,
-        seeds=tuple(seeds),
-        noise=found.clone(),
-        x=made.x,
-        outcomes=outcomes,
-        steps=done,
+        apart = setup.near is not setup.far
+        x = (setup.walk(setup.far) if apart else through)(search.best_noise)
+        close = through(search.best_noise) if apart else None
+    return setup.result(
+        x,
+        noise=search.best_noise,
+        close=close,
+        history=history,
         steps_to_threshold=_first_reached(history, search),
         seconds_per_step=median(took) if took else None,
-        model_calls=near.sampling.model_calls,
+        model_calls=setup.near.sampling.model_calls,
     )
 
 
@@ -139,33 +126,32 @@ def _search(
     config: Mapping[str, Any],
     save: str | os.PathLike[str] | None,
     callback: Callable[[StepReport], bool | None] | None,
-    bar: Any,
+    advance: Advance,
 ) -> list[float]:
     """All steps, or as many as are needed; the seconds each took."""
     names, took = [b.name for b in search.bound], []
     first, saved = int(search.done), time.monotonic()
     reader = _Reader(search)
-    with bar as advance:
-        advance(first, None)
-        for index in range(first, search.steps):
-            started = time.perf_counter()
-            search.step()
-            known = reader.read(index)
-            took.append(time.perf_counter() - started)
-            if known is None:
-                continue
-            number, errors, reached = known
-            if not bool(errors.isfinite().any()):
-                raise ArithmeticError(_not_finite(names, errors, number, save))
-            advance(number + 1, {name: float(row.mean()) for name, row in zip(names, errors, strict=True)})
-            report = StepReport(number + 1, search.steps, dict(zip(names, errors.tolist(), strict=True)))
-            if callback is not None and callback(report):
-                break
-            if search.stops and bool(reached.all()):
-                break
-            if save is not None and time.monotonic() - saved > 5:
-                search.save(save, config)
-                saved = time.monotonic()
+    advance(first, None)
+    for index in range(first, search.steps):
+        started = time.perf_counter()
+        search.step()
+        known = reader.read(index)
+        took.append(time.perf_counter() - started)
+        if known is None:
+            continue
+        number, errors, reached = known
+        if not bool(errors.isfinite().any()):
+            raise ArithmeticError(_not_finite(names, errors, number, save))
+        advance(number + 1, {name: float(row.mean()) for name, row in zip(names, errors, strict=True)})
+        report = StepReport(number + 1, search.steps, dict(zip(names, errors.tolist(), strict=True)))
+        if callback is not None and callback(report):
+            break
+        if search.stops and bool(reached.all()):
+            break
+        if save is not None and time.monotonic() - saved > 5:
+            search.save(save, config)
+            saved = time.monotonic()
     if save is not None:
         search.save(save, config)
     return took
@@ -196,31 +182,28 @@ class _Reader:
         return number, errors, reached
 
 
-def _start(start: Any, scene: Scene, seeds: Sequence[int]) -> Tensor:
+def _start(start: Any, setup: Setup) -> Tensor:
     """The unit noise to begin from."""
-    shape = (scene.batch, scene.length, scene.pipeline.autoencoder.latent_channels)
     if start is None:
-        return initial_noise(shape, seed=list(seeds), device=scene.device)
+        return setup.noise()
     noise = start.noise if isinstance(start, Optimized) else start
     if isinstance(noise, (str, os.PathLike)):
         noise = load_noise(noise)
     if not isinstance(noise, Tensor):
         raise TypeError(f"start must be noise, an earlier result or a file of one, got {type(start).__name__}")
-    if noise.shape != shape:
-        raise ValueError(f"start must be noise {shape}, of this length and batch, got {tuple(noise.shape)}")
-    return noise.to(device=scene.device, dtype=torch.float32)
+    if noise.shape != setup.noise_shape:
+        raise ValueError(f"start must be noise {setup.noise_shape}, of this length and batch, got {tuple(noise.shape)}")
+    return noise.to(device=setup.scene.device, dtype=torch.float32)
 
 
-def _identity(
-    options: DittoOptions, prompts: Sequence[str], seeds: Sequence[int], scene: Scene, bound: Sequence[Bound]
-) -> dict[str, Any]:
+def _identity(setup: Setup) -> dict[str, Any]:
     """What a saved search must agree in to be gone on with; more steps are not another search."""
-    asked = {name: value for name, value in asdict(options).items() if name not in ("steps", "checkpointed")}
-    return asked | {
-        "prompts": list(prompts),
-        "seeds": list(seeds),
-        "samples": scene.samples,
-        "controls": [[b.name, b.weight, b.threshold, _fingerprint(b.target)] for b in bound],
+    options = asdict(setup.options).items()
+    return {name: value for name, value in options if name not in ("steps", "checkpointed")} | {
+        "prompts": list(setup.prompts),
+        "seeds": list(setup.seeds),
+        "samples": setup.scene.samples,
+        "controls": [[b.name, b.weight, b.threshold, _fingerprint(b.target)] for b in setup.bound],
     }
 
 
@@ -229,21 +212,6 @@ def _fingerprint(target: Tensor) -> str:
 
     data = target.detach().float().cpu().contiguous()
     return f"{tuple(data.shape)} {hashlib.sha256(data.numpy().tobytes()).hexdigest()[:16]}"
-
-
-def _outcome(bound: Bound, made: Made, close: Made, unsteered: Made, history: Tensor) -> Outcome:
-    obtained, near = bound.feature(made), bound.feature(close)
-    return Outcome(
-        kind=bound.kind,
-        spans=bound.spans,
-        target=bound.target.cpu(),
-        obtained=obtained.cpu(),
-        error=bound.error(made).cpu(),
-        before=bound.error(unsteered).cpu(),
-        drift=(near - obtained).abs().flatten(1).mean(1).cpu(),
-        figures={name: value.cpu() for name, value in bound.figures(made).items()},
-        history=history,
-    )
 
 
 def _first_reached(history: Tensor, search: Search) -> tuple[int | None, ...]:
