@@ -170,7 +170,7 @@ def doodl(
     Raises:
         TypeError, ValueError: something does not fit; controls are checked before the first step.
         ArithmeticError: every sample's error was NaN or infinite; or EDICT could not be undone (the noise came back
-            changed by more than 5 % of its largest magnitude), so that the gradients were of another walk.
+            changed by more than 1 % of its largest magnitude), so that the gradients were of another walk.
     """
     options, settings = options or DittoOptions(), settings or DoodlSettings()
     if options.sampler not in (None, "ddim"):
@@ -234,7 +234,7 @@ def _norm(noise: Tensor) -> Tensor:
 
 def _check_undone(walk: Edict) -> None:
     off = None if walk.off is None else float(walk.off.nan_to_num(0.0).max())
-    if off is not None and off > 0.05:
+    if off is not None and off > 0.01:
         raise ArithmeticError(
             f"EDICT came back to another noise, {off:.2g} of its largest magnitude away: rounding of {walk.state} was "
             f"enlarged {walk.amplification:.3g} times by the mixing alone; use state 'float64' or fewer sampling steps"
