@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import gc
 import os
@@ -31,13 +30,17 @@ class Meter:
         except OSError:
             return self.peak()
 
-    def reset(self) -> None:
-        """From here on :meth:`peak` counts anew; where the kernel does not allow that, it stays since the start."""
+    def reset(self) -> bool:
+        """From here on :meth:`peak` counts anew; False where the kernel does not allow that and it goes on counting
+        since the start."""
         if self.cuda:
             torch.cuda.reset_peak_memory_stats(self.device)
-            return
-        with contextlib.suppress(OSError):
+            return True
+        try:
             (PROCESS / "clear_refs").write_text("5")
+        except OSError:
+            return False
+        return True
 
     def peak(self) -> int:
         """The most since the last :meth:`reset`."""

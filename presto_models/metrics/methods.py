@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,11 +31,12 @@ from presto_models.metrics.method_rows import Row, read_rows
 from presto_models.metrics.musicnn import MusicNN
 from presto_models.metrics.pages import check_page, write_page
 from presto_models.metrics.players import PipelinePlayers, Players
-from presto_models.metrics.provenance import device_name, digest, read_result, reason, relative
+from presto_models.metrics.provenance import command_of, device_name, digest, read_result, reason
 from presto_models.metrics.report import shown
 from presto_models.metrics.speeds import interleaved, speedup
 from presto_models.metrics.splits import EncodesAndDecodes, Splits, choose_splits, described
 
+_FILES = ("rows", "out", "docs", "plot")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -205,7 +205,7 @@ class _Table:
 
 def _meta(options: MethodsOptions, device: torch.device) -> dict[str, Any]:
     return _common(options) | {
-        "command": _command(options),
+        "command": command_of("evaluate methods", options, (*_FILES, *_common(options), "time_rounds")),
         "device": device_name(device),
         "torch": torch.__version__,
     }
@@ -215,18 +215,3 @@ def _common(options: MethodsOptions) -> dict[str, Any]:
     """The options that decide what a row measures, whatever the row."""
     names = ("clips", "seconds", "dtype", "seed", "batch", "prompts", "seeds", "resamples", "shrinkage")
     return {name: getattr(options, name) for name in (*names, "training_clips", "tags")}
-
-
-def _command(options: MethodsOptions) -> str:
-    """How to make the table again; folders that are of one machine are named and not told."""
-    words = ["python -m presto_models evaluate methods", "--data DIR"]
-    words += ["--checkpoints DIR"] if options.checkpoints else []
-    for each in fields(options):
-        value = getattr(options, each.name)
-        if each.name in ("rows", "out", "docs", "plot"):
-            value = None if value is None else relative(value)
-        elif (each.name not in _common(options) and each.name != "time_rounds") or value == each.default:
-            continue
-        if value is not None:
-            words.append(f"--{each.name.replace('_', '-')} {' '.join(value) if isinstance(value, tuple) else value}")
-    return " ".join(words)

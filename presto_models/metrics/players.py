@@ -124,6 +124,13 @@ class Checkpoints:
             self._pipelines[at] = pipeline
         return self._pipelines[at]
 
+    def find(self, name: str) -> Path:
+        """A file or folder of the folder, or wherever else it is; FileNotFoundError where there is none."""
+        for place in ([] if self.folder is None else [Path(self.folder) / name]) + [Path(name)]:
+            if place.exists():
+                return place
+        raise FileNotFoundError(f"no {Path(name).name!r}")
+
     def _folder(self, name: str) -> Path:
         if self.folder is not None and (found := Path(self.folder) / name).is_dir():
             return found

@@ -6,6 +6,8 @@ import hashlib
 import json
 import platform
 import re
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,30 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def command_of(command: str, options: Any, said: Sequence[str]) -> str:
+    """How to make a result again with ``python -m presto_models COMMAND``.
+
+    Args:
+        options: a dataclass that may have ``data`` and ``checkpoints``, folders of one machine, which are named and not
+            told.
+        said: the fields to tell where they are not the default.
+    """
+    words = [f"python -m presto_models {command}", "--data DIR"]
+    words += ["--checkpoints DIR"] if options.checkpoints else []
+    for each in fields(options):
+        value = getattr(options, each.name)
+        if each.name not in said or value is None or value == each.default:
+            continue
+        text = " ".join(value) if isinstance(value, tuple) else relative(value) if isinstance(value, str) else value
+        words.append(f"--{each.name.replace('_', '-')} {text}")
+    return " ".join(words)
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_result(path: Path) -> dict[str, Any]:
