@@ -52,10 +52,10 @@ class Outpaint(Control):
         _check_overlap(self.overlap)
 
     def bind(self, scene: Scene) -> Bound:
+        reference = scene.audio(self.reference, self.sample_rate)
         count = _latents(self.overlap, scene)
         if count >= scene.length:
-            raise ValueError(_too_long("overlap", self.overlap, "shorter than the music's", scene.seconds))
-        reference = scene.audio(self.reference, self.sample_rate)
+            raise ValueError(f"overlap must be shorter than the music's {scene.seconds:g} s, got {self.overlap:g} s")
         _check_holds(reference, count * scene.hop, scene)
         return Painted(self, scene, "outpaint", [(0, count)], [_last(reference, count, scene)])
 
@@ -171,7 +171,7 @@ class Loop(Control):
     def bind(self, scene: Scene) -> Bound:
         count, length = _latents(self.overlap, scene), scene.length
         if 2 * count > length or count * scene.hop > scene.samples - count * scene.hop:
-            raise ValueError(_too_long("overlap", self.overlap, "at most half of the music's", scene.seconds))
+            raise ValueError(f"overlap must be at most half of the music's {scene.seconds:g} s, got {self.overlap:g} s")
         if self.reference is None or self.sample_rate is None:
             return Edges(self, scene, count)
         reference = scene.audio(self.reference, self.sample_rate)
@@ -278,7 +278,3 @@ def _check_holds(reference: Tensor, samples: int, scene: Scene) -> None:
             f"reference must last at least {samples / scene.sample_rate:.3g} s for this overlap in whole latents, got "
             f"{reference.shape[1] / scene.sample_rate:.3g} s"
         )
-
-
-def _too_long(name: str, seconds: float, wanted: str, there: float) -> str:
-    return f"{name} must be {wanted} {there:g} s, got {seconds:g} s"
