@@ -1,0 +1,5 @@
+"""The baseline of DITTO that is trained: an adaptor beside a frozen model, in the manner of Music ControlNet."""
+
+from presto_models.ditto.adaptor.model import AdaptedDiT, Adaptor, AdaptorConfig, load_adaptor, save_adaptor
+
+__all__ = ["AdaptedDiT", "Adaptor", "AdaptorConfig", "load_adaptor", "save_adaptor"]
