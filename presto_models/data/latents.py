@@ -19,7 +19,7 @@ class LatentDataset(Dataset[dict[str, Any]]):
 
     `dataset[i]` is `{"latents": [N, C] fp32 as stored (not normalised), "valid": int, "caption": str, "item": int,
     "start": int}`: a clip drawn in proportion to its length, one of its captions ("" where it has none), its number in
-    `.clips`, and the latent of it that the crop begins with. A clip shorter than N is followed by the latent of silence;
+    `.clips`, and the latent of it the crop begins with. A clip shorter than N is followed by the latent of silence;
     `valid` counts its own. `.mean` and `.std` `[C]` are those of the training clips. `length` (default: as many as the
     clips hold end to end) is what `len` says.
 

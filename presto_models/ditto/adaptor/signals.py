@@ -12,50 +12,34 @@ from torch import Tensor
 from presto_models.autoencoders import Autoencoder
 from presto_models.checkpoint import load_weights, save_weights
 from presto_models.data.latents import LatentDataset
+from presto_models.ditto.features import Chroma, Loudness
+from presto_models.ditto.melody import reference_classes
+from presto_models.ditto.notes import REST
 
 CONTROLS = ("loudness", "melody")
 PITCH_CLASSES = 12
 WIDTH = 1 + PITCH_CLASSES
 KIND, FILE, VERSION = "control-signals", "control-signals.safetensors", 1
-FLOOR_DB = -80.0
-SMOOTHING_SECONDS = 1.0
-LOWEST_HZ = 261.6  # middle C: below it is accompaniment
-N_FFT = 2048
-PER_LATENT = 2  # chroma frames that stand for a latent, averaged
 
 
 def signals(audio: Tensor, sample_rate: int, latents: int) -> Tensor:
-    """Loudness and melody of audio at the rate of its latents, ``[latents, 13]``, fp32.
+    """Loudness and melody of audio ``[samples]`` at the rate of its latents, ``[latents, 13]``, fp32.
 
-    Args:
-        audio: ``[samples]``, fp32; latent i stands for an equal part of it, the i-th.
-
-    Column 0 is 20 log10 of the RMS of the latent's part, not below -80 dB, smoothed over a second (Savitzky-Golay of
-    order 1, whose value in the middle of its window is the mean).  Columns 1 to 12 are one-hot: the strongest pitch
-    class above middle C, of C, C sharp ... B; all 0 in silence.
+    Column 0 is smoothed dB as the control Intensity hears it.  Columns 1 to 12 are the share of a latent's frames in
+    which each pitch class, C to B, is what the control Melody would ask for of this audio; all 0 where it would ask for
+    nothing: in silence and where no pitch is clear.
     """
-    hop = -(-audio.shape[0] // latents)
-    padded = F.pad(audio, (0, latents * hop - audio.shape[0]))
-    power = padded.view(latents, hop).square().mean(1)
-    decibels = 10 * power.clamp(min=10 ** (FLOOR_DB / 10)).log10()
-    reach = round(SMOOTHING_SECONDS * sample_rate / hop / 2)
-    smooth = F.avg_pool1d(decibels[None, None], 2 * reach + 1, 1, reach, count_include_pad=False)[0, 0]
-    chroma = _chroma(padded, sample_rate, latents * PER_LATENT).view(latents, PER_LATENT, PITCH_CLASSES).sum(1)
-    melody = F.one_hot(chroma.argmax(1), PITCH_CLASSES) * (decibels > FLOOR_DB)[:, None]
-    return torch.cat((smooth[:, None], melody.float()), 1)
+    audio = audio[None]
+    loudness = Loudness(audio.shape[1], sample_rate, device=audio.device)(audio)[0]
+    chroma = Chroma(audio.shape[1], sample_rate, device=audio.device)
+    classes = reference_classes(audio, chroma)
+    melody = F.one_hot(classes.clamp(min=0), PITCH_CLASSES) * (classes != REST)[:, None]
+    return torch.cat((at_latents(loudness[:, None], latents), at_latents(melody.float(), latents)), 1)
 
 
-def _chroma(audio: Tensor, sample_rate: int, frames: int) -> Tensor:
-    """Power by pitch class above middle C in ``frames`` equal parts, ``[frames, 12]``, each frame summing to 1."""
-    hop = audio.shape[0] // frames
-    margin = (N_FFT - hop) // 2
-    windows = F.pad(audio, (margin, N_FFT)).unfold(0, N_FFT, hop)[:frames]
-    power = torch.fft.rfft(windows * torch.hann_window(N_FFT)).abs().square()
-    hertz = torch.arange(1, N_FFT // 2 + 1) * sample_rate / N_FFT
-    heard = hertz >= LOWEST_HZ
-    classes = (12 * torch.log2(hertz[heard] / 440) + 9).round().long() % PITCH_CLASSES
-    chroma = power[:, 1:][:, heard] @ F.one_hot(classes, PITCH_CLASSES).float()
-    return chroma / chroma.sum(1, keepdim=True).clamp(min=1e-12)
+def at_latents(frames: Tensor, latents: int) -> Tensor:
+    """A feature ``[frames, k]`` of a whole piece, averaged over the part each of its latents stands for."""
+    return F.adaptive_avg_pool1d(frames.T[None], latents)[0].T
 
 
 @torch.inference_mode()

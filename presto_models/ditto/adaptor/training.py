@@ -17,7 +17,8 @@ from presto_models.diffusion import EDM, TrainingSigmas, edm_loss, initial_noise
 from presto_models.distill.cli import DistillOptions
 from presto_models.distill.teacher import Teacher
 from presto_models.ditto.adaptor.model import FILE, AdaptedDiT, Adaptor, AdaptorConfig, check_controls, save_adaptor
-from presto_models.ditto.adaptor.signals import CONTROLS, FLOOR_DB, WIDTH, clip_signals
+from presto_models.ditto.adaptor.signals import CONTROLS, WIDTH, clip_signals
+from presto_models.ditto.features.loudness import FLOOR
 from presto_models.training.audio import signed
 from presto_models.training.cli import train
 from presto_models.training.config import TrainConfig
@@ -77,7 +78,7 @@ class SignalExamples(Examples):
 
 @dataclass
 class AdaptorBatch(SignalExamples):
-    """Where what is asked for ``[B, N, 2]``, noise levels and noise seeds ``[B]``, and afterwards the losses ``[B]``."""
+    """What is asked for where, ``[B, N, 2]``, noise levels and noise seeds ``[B]``, and afterwards losses ``[B]``."""
 
     given: Tensor
     sigma: Tensor
@@ -101,7 +102,7 @@ class SignalCrops(MusicCrops):
         """``[N, 13]``, fp32; behind a clip's end silence."""
         own = self.known[name][crop["start"] : crop["start"] + crop["valid"]].float()
         silence = torch.zeros(len(crop["latents"]) - len(own), WIDTH)
-        silence[:, 0] = FLOOR_DB
+        silence[:, 0] = FLOOR
         return torch.cat((own, silence))
 
 
@@ -221,6 +222,8 @@ def asked(where: Tensor, controls: Sequence[str]) -> Tensor:
 
 
 def _batch(examples: SignalExamples, given: Tensor, sigma: Tensor, seeds: Sequence[int]) -> AdaptorBatch:
+    # A melody asks for nothing where no pitch is clear, here as in the control.
+    given = given & torch.cat((torch.ones_like(given[..., :1]), examples.signals[..., 1:].any(-1, keepdim=True)), -1)
     return AdaptorBatch(**vars(examples), given=given, sigma=sigma, seeds=signed(seeds))
 
 
