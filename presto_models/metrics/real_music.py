@@ -11,7 +11,7 @@ from presto_models.metrics.ears import Ears
 from presto_models.metrics.embedded import EmbeddedClips
 from presto_models.metrics.frechet import check_enough
 from presto_models.metrics.judge import TagJudge
-from presto_models.metrics.recall import density_and_coverage
+from presto_models.metrics.recall import NEIGHBOURS, density_and_coverage
 from presto_models.metrics.report import shown
 from presto_models.metrics.splits import (
     EncodesAndDecodes,
@@ -63,7 +63,8 @@ class RealMusic:
         return [row | {"agreement": agreement.get(row["name"])} for row in rows]
 
     def compared(self, name: str, clips: EmbeddedClips) -> dict[str, Any]:
-        """FAD, MMD, KID, density, recall, coverage of as many clips as there are test clips."""
+        """FAD, MMD, KID, and where there are clips enough density, recall and coverage, of as many clips as there are
+        test clips."""
         found = compare(
             self.test,
             {name: clips},
@@ -75,10 +76,9 @@ class RealMusic:
             shrinkage=self.shrinkage,
             progress=lambda numbers: shown(numbers, f"{name} resamples", self.resamples),
         )
-        return {
-            **{measure: distances.to_reference[name].as_dict() for measure, distances in found.items()},
-            **density_and_coverage(self.test.means, clips.means)._asdict(),
-        }
+        enough = len(clips.means) > NEIGHBOURS
+        near = density_and_coverage(self.test.means, clips.means)._asdict() if enough else {}
+        return {measure: distances.to_reference[name].as_dict() for measure, distances in found.items()} | near
 
     def agreement(self, clips: EmbeddedClips, numbers: Sequence[int] | None = None) -> dict[str, Any]:
         """Tag to how often it is heard; ``numbers``: as for :meth:`TagJudge.of`."""

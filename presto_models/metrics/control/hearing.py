@@ -54,7 +54,9 @@ class Hearing:
         names = ("tags", "resamples", "seed", "shrinkage")
         self.common = [clips, [getattr(options, name) for name in names]]
 
-    def references(self, known: dict[str, Any], autoencoder: EncodesAndDecodes, weights: dict[str, str]) -> dict[str, Any]:
+    def references(
+        self, known: dict[str, Any], autoencoder: EncodesAndDecodes, weights: dict[str, str]
+    ) -> dict[str, Any]:
         """Real music, reconstructed music and noise beside the test clips; ``known`` where that is of the same."""
         key = digest([self.common, weights])
         return known if known.get("key") == key else {"key": key, "rows": self.real.references(autoencoder, weights)}

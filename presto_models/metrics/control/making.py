@@ -14,7 +14,7 @@ from presto_models.memory import Meter, give_back
 from presto_models.metrics.clips import Clip
 from presto_models.metrics.control.rows import Row
 from presto_models.metrics.control.runs import Run
-from presto_models.metrics.provenance import device_name, digest
+from presto_models.metrics.provenance import device_name, digest, file_sha256
 from presto_models.pipeline import PrestoPipeline
 
 _DTYPES = {"": None, "fp32": torch.float32, "bf16": torch.bfloat16}
@@ -55,7 +55,7 @@ class Making:
             FileNotFoundError: no such checkpoint or adaptor.
         """
         weights = self.stage.weights(row.checkpoint)
-        return weights | {"adaptor": file_sha256(adaptor_file(self.stage.find(row.adaptor)))} if row.adaptor else weights
+        return weights | {"adaptor": self._adaptor_sha256(row.adaptor)} if row.adaptor else weights
 
     def key(self, row: Row, weights: dict[str, str], number: int) -> str:
         """Of a run: another where anything that decides the music is another."""
@@ -114,6 +114,12 @@ class Making:
         if not torch.tensor([done.error, done.before]).isfinite().all() or not audio.isfinite().all():
             raise ArithmeticError(f"the music or its error is not finite: {done.error}")
         return done, audio.cpu(), rate
+
+    def _adaptor_sha256(self, name: str) -> str:
+        from presto_models.ditto.adaptor.model import FILE
+
+        path = self.stage.find(name)
+        return file_sha256(path / FILE if path.is_dir() else path)
 
     def _adaptor(self, row: Row) -> dict[str, Any]:
         if not row.adaptor:

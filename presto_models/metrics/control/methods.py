@@ -1,5 +1,4 @@
-"""The ways to control a model, by name: what a row may be measured with.  Cheap ones first: rows are made in this order.
-"""
+"""The ways to control a model, by name: what a row may be measured with.  Cheap ones first, as they are made."""
 
 from __future__ import annotations
 
@@ -10,11 +9,9 @@ from typing import Any
 from presto_models.ditto import Control, DittoOptions, Optimized, optimize
 from presto_models.ditto.adaptor import adaptor_guided
 from presto_models.ditto.baselines import (
-    DoodlSettings,
     FreeDoMSettings,
     GuidanceGradientsSettings,
     MultiDiffusionSettings,
-    doodl,
     freedom,
     guidance_gradients,
     multidiffusion,
@@ -51,11 +48,8 @@ METHODS: dict[str, Method] = {
     "naive-masking": Method(naive_masking, PAINTING),
     "md": Method(multidiffusion, PAINTING, settings=MultiDiffusionSettings),
     "adaptor": Method(adaptor_guided, ("intensity", "melody"), adaptor=True),
-    "guidance-gradients": Method(
-        guidance_gradients, (*PAINTING, "intensity"), settings=GuidanceGradientsSettings
-    ),
+    "guidance-gradients": Method(guidance_gradients, (*PAINTING, "intensity"), settings=GuidanceGradientsSettings),
     "freedom": Method(freedom, settings=FreeDoMSettings),
     "ditto-2": Method(optimize, searches=True),
     "ditto": Method(optimize, searches=True),
-    "doodl": Method(doodl, searches=True, settings=DoodlSettings),
 }

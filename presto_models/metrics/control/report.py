@@ -20,15 +20,17 @@ def _number(value: float) -> str:
 
 
 def _estimate(found: dict[str, float | None] | None) -> str:
-    """``12.3 [9.8, 15.1]``; without what there is none of."""
-    if not found or found.get("value") is None:
+    """``12.3 [9.8, 15.1]``; without the interval where there is none."""
+    if not found:
         return ""
-    value, low, high = (found.get(name) for name in ("value", "low", "high"))
-    return _number(value) + ("" if low is None or high is None else f" [{_number(low)}, {_number(high)}]")
+    value, low, high = (
+        None if found[name] is None else _number(found[name] or 0.0) for name in ("value", "low", "high")
+    )
+    return "" if value is None else value if low is None or high is None else f"{value} [{low}, {high}]"
 
 
 def _middle(found: dict[str, float | None] | None) -> str:
-    return "" if not found or found.get("value") is None else _number(found["value"])
+    return _estimate(found).split(" ")[0]
 
 
 def _heard(agreement: dict[str, Any] | None) -> str:
@@ -182,4 +184,6 @@ def show_control(result: dict[str, Any]) -> None:
     for entry in result["rows"]:
         if said := _left_out(entry):
             console.print(f"{entry['id']}: {said}", markup=False)
-    console.print(f"{meta['runs']} runs a row are wanted; a row of fewer says so, has no FAD, and under 5 no intervals.")
+    console.print(
+        f"{meta['runs']} runs a row are wanted; a row of fewer says so, has no FAD, and under 5 no intervals."
+    )

@@ -1,6 +1,7 @@
 """The rows of the table of ways to control: which method on which checkpoint, for which tasks.
 
-A TOML file.  A table ``[tasks.NAME]`` has the numbers that all rows of a task share (presto_models.metrics.control.tasks):
+A TOML file.  A table ``[tasks.NAME]`` has the numbers that all rows of a task share (those of the classes in
+presto_models.metrics.control.tasks):
 
     [tasks.melody]
     steps = 150
@@ -111,7 +112,12 @@ class Row:
     def decides(self) -> dict[str, Any]:
         """What of this row decides the music, plain JSON: what is not said is left out, so that a new option changes no
         key."""
-        said = {"task": self.task, "asked": self.asked.asked(), "method": self.method, "settings": dict(self.settings)}
+        said: dict[str, Any] = {
+            "task": self.task,
+            "asked": self.asked.asked(),
+            "method": self.method,
+            "settings": dict(self.settings),
+        }
         steps = {"steps": self.options().steps} if self.how.searches else {}
         stop = {"threshold": self.asked.threshold} if self.stop else {}
         return said | {"options": dict(self.changes) | steps, "dtype": self.dtype} | stop
@@ -171,7 +177,8 @@ def _task(path: str | os.PathLike[str], name: str, given: Mapping[str, Any]) -> 
         fits = list if key == "forms" else int if key == "steps" else (int, float)
         if isinstance(value, bool) or not isinstance(value, fits):
             raise ValueError(f"rows: {path}: task {name}: {key} does not fit, got {value!r}")
-    return TASKS[name](**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
+    return TASKS[name](**values)
 
 
 def _rows(table: Mapping[str, Any], tasks: Mapping[str, ControlTask]) -> list[Row]:
@@ -187,9 +194,11 @@ def _rows(table: Mapping[str, Any], tasks: Mapping[str, ControlTask]) -> list[Ro
     wanted = table.get("tasks", METHODS[method].tasks)
     if isinstance(wanted, str) or not wanted:
         raise TypeError(f"tasks must be a list of names, got {wanted!r}")
-    said = {"name": method} | {key: value for key, value in table.items() if key in own and key != "tasks"}
+    values: dict[str, Any] = {"name": method} | {
+        key: value for key, value in table.items() if key in own and key != "tasks"
+    }
     changes = {key: value for key, value in table.items() if key in _OPTIONS}
-    return [Row(task=task, asked=tasks.get(task) or _default(task), changes=changes, **said) for task in wanted]
+    return [Row(task=task, asked=tasks.get(task) or _default(task), changes=changes, **values) for task in wanted]
 
 
 def _default(task: str) -> ControlTask:

@@ -30,7 +30,8 @@ def estimate(
         drawn = own[np.random.default_rng(seed).integers(0, len(own), (resamples, len(own)))]
         found[1:] = np.percentile(statistic(drawn, axis=1), [2.5, 97.5], method="nearest").tolist()
     return {
-        name: value if math.isfinite(value) else None for name, value in zip(("value", "low", "high"), found, strict=True)
+        name: value if math.isfinite(value) else None
+        for name, value in zip(("value", "low", "high"), found, strict=True)
     }
 
 

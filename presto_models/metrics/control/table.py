@@ -18,7 +18,7 @@ from presto_models.metrics.control.race import race
 from presto_models.metrics.control.rows import RACE, Row, by_cost
 from presto_models.metrics.control.runs import Run, Runs
 from presto_models.metrics.control.summary import summarise
-from presto_models.metrics.provenance import command_of, digest, read_result, reason
+from presto_models.metrics.provenance import command_of, read_result, reason
 
 _MEASURING = ("seed", "training_clips", "tags", "resamples", "shrinkage")
 
