@@ -200,7 +200,16 @@ class Painted(Bound):
     ) -> None:
         self.name, self.weight, self.threshold = name, control.weight, control.threshold
         self.parts, self.target = tuple(parts), torch.cat(tuple(targets))
-        self.spans = _spans(parts, scene)
+        self.spans, self.length = _spans(parts, scene), scene.length
+
+    def known(self) -> tuple[Tensor, Tensor]:
+        values = self.target.new_zeros(self.length, self.target.shape[1])
+        mask, taken = self.target.new_zeros(self.length), 0
+        for first, last in self.parts:
+            values[first:last] = self.target[taken : taken + last - first]
+            mask[first:last] = 1
+            taken += last - first
+        return mask, values
 
     def feature(self, made: Made) -> Tensor:
         return torch.cat([made.x[:, first:last] for first, last in self.parts], 1)
