@@ -70,8 +70,7 @@ def teacher(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory):
-    """Eight clips for training, three held out; every channel of a latent is the number of the latent in its clip, on
-    one wave for all clips."""
+    """Eight clips for training, three held out; each a wave of its own in every channel."""
     root = tmp_path_factory.mktemp("latents")
     tensors, clips = {}, []
     for number in range(11):
@@ -151,10 +150,11 @@ def test_batches_are_functions_of_the_step(task):
             assert torch.equal(getattr(whole, name), torch.cat([getattr(half, name) for half in halves]))
         heard = whole.signals[..., 1:].any(-1)
         assert not bool((whole.given[..., 1] & ~heard).any())
-        for given, melody in zip(whole.given, heard, strict=True):
-            seen.add((bool(given[:, 0].any()), bool(given[:, 1].any()), bool(given[:, 0].all())))
-            assert bool(given[:, 0].any()) or not bool(given[:, 1].any()) or bool(melody.any())
-    assert {kind[:2] for kind in seen} >= {(True, False), (True, True)} and (True, True, False) in seen
+        for given in whole.given:
+            some, everywhere = given.any(0).tolist(), given.all(0).tolist()
+            seen.add((*some, everywhere[0]))
+    both, loudness, melody, stretch = (True, True, True), (True, False, True), (False, True, False), (True, True, False)
+    assert {both, loudness, melody, stretch} <= seen
 
 
 def test_gradients_and_weights_are_the_adaptors(task):
@@ -170,7 +170,8 @@ def test_gradients_and_weights_are_the_adaptors(task):
 
 
 def test_a_fresh_adaptor_has_the_teachers_loss(config):
-    values = AdaptorTask(config).validate(0, 1)
+    with torch.no_grad():
+        values = AdaptorTask(config).validate(0, 1)
     means = {name: float(total / count) for name, (total, count) in values.items()}
     assert set(means) == {"loss", "loudness", "melody", "teacher"}
     assert means["loss"] == means["loudness"] == means["melody"] == means["teacher"]
