@@ -1,0 +1,1 @@
+"""``python -m presto_models control ...``: each command its options and a ``run(options)``."""
