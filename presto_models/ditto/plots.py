@@ -87,7 +87,7 @@ def _draw_picture(part: Any, picture: Picture, sample_rate: int) -> None:
 
 def _draw_loudness(part: Any, name: str, outcome: Outcome, index: int, seconds: float) -> None:
     axes = part.subplots()
-    times = (torch.arange(len(outcome.target)) + 0.5) * (seconds / len(outcome.target))
+    times = torch.linspace(0, seconds, len(outcome.target))
     axes.plot(times, outcome.uncontrolled[index], color="tab:gray", linewidth=1, label="without control")
     axes.plot(times, outcome.obtained[index], color="tab:blue", label="obtained")
     axes.plot(times, outcome.target, color="tab:red", linestyle="--", label="asked for")
@@ -98,22 +98,22 @@ def _draw_loudness(part: Any, name: str, outcome: Outcome, index: int, seconds: 
 
 def _draw_melody(part: Any, name: str, outcome: Outcome, index: int, seconds: float) -> None:
     axes = part.subplots()
-    chroma = outcome.obtained[index]
     shown = axes.imshow(
-        chroma.T.numpy(),
+        outcome.obtained[index].exp().T.numpy(),  # it is a log
         origin="lower",
         aspect="auto",
         extent=(0.0, seconds, -0.5, 11.5),
         cmap="magma",
         interpolation="nearest",
     )
-    # An edge of a frame on each side: a note is drawn as long as it lasts.
-    edges = torch.linspace(0, seconds, len(outcome.target) + 1)
-    axes.stairs(outcome.target.numpy(), edges.numpy(), baseline=None, color="cyan", linewidth=2, label="asked for")
-    axes.set_yticks(range(12), PITCHES)
+    # One line for each note as long as it lasts; a frame that is not counted has a row of zeros.
+    classes = torch.where(outcome.target.sum(1) > 0, outcome.target.argmax(1).float(), float("nan"))
+    edges = torch.linspace(0, seconds, len(classes) + 1)
+    axes.stairs(classes.numpy(), edges.numpy(), baseline=None, color="cyan", linewidth=2, label="asked for")
+    axes.set_yticks(range(12), PITCHES, fontsize="small")
     axes.set(xlabel="seconds", ylabel="pitch class", title=_said(name, outcome, index))
     axes.legend(loc="upper right", fontsize="small")
-    part.colorbar(shown, ax=axes, label="chroma", pad=0.01)
+    part.colorbar(shown, ax=axes, label="share of the energy", pad=0.01)
 
 
 def _draw_structure(part: Any, name: str, outcome: Outcome, index: int, seconds: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -113,8 +113,14 @@ class LoopOptions(StitchedOptions):
 
         def finish(pipeline: PrestoPipeline, music: Tensor, spans: tuple[Span, ...]) -> Piece:
             joined = control.join(pipeline, music)
-            piece = _stitched(joined, pipeline, f"{self.repeat} x the loop" if self.repeat > 1 else "the loop")
-            return piece if self.repeat == 1 else _repeated(piece, joined, pipeline, self.repeat)
+            # The end of a round is no seam of its own: the music goes on there as it was made.
+            rounds = [
+                replace(seam, at=seam.at + number * joined.audio.shape[1])
+                for number in range(self.repeat)
+                for seam in joined.seams
+            ]
+            written = Joined(joined.audio.repeat(1, self.repeat), tuple(rounds))
+            return _stitched(written, pipeline, "the loop" if self.repeat == 1 else f"the loop, {self.repeat} rounds")
 
         return Task(control, self.seconds, finish)
 
@@ -128,9 +134,11 @@ class InvertOptions(RecordingOptions):
 
     reference: Path
     """The recording; as much is generated as it is long."""
+    spectral: float = 0.0
+    """Weight of a mel-spectral distance beside that of the latents, for which every step decodes."""
 
     def task(self) -> Task:
-        control = Inversion(**self.read(self.reference), **self.asked())
+        control = Inversion(**self.read(self.reference), spectral=self.spectral, **self.asked())
 
         def finish(pipeline: PrestoPipeline, music: Tensor, spans: tuple[Span, ...]) -> Piece:
             heard = Scene(pipeline, music.shape[1]).audio(control.reference, control.sample_rate)
