@@ -103,11 +103,9 @@ class LoopOptions(StitchedOptions):
     seconds: float = 10.0
     """How much is generated, the overlaps included."""
 
-    def __post_init__(self) -> None:
+    def task(self) -> Task:
         if self.repeat < 1:
             raise ValueError(f"repeat must be at least 1, got {self.repeat}")
-
-    def task(self) -> Task:
         recording = {} if self.reference is None else self.read(self.reference)
         control = Loop(**recording, overlap=self.overlap, **self.asked())
 
