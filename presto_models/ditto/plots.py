@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,21 +53,20 @@ def plot_optimized(
     from matplotlib.figure import Figure
 
     seconds = made.waveform.shape[-1] / made.sample_rate
-    rows: list[tuple[float, Callable[[Any], None]]] = []
-    for picture in pictures:
-        rows.append((2.4, lambda part, picture=picture: _draw_picture(part, picture, made.sample_rate)))
+    rows: list[tuple[float, Callable[[Any], None]]] = [
+        (2.4, partial(_draw_picture, picture=picture, sample_rate=made.sample_rate)) for picture in pictures
+    ]
     for name, outcome in made.outcomes.items():
         if outcome.kind in _DRAWN:
             height, draw = _DRAWN[outcome.kind]
-            rows.append(
-                (height, lambda part, draw=draw, name=name, outcome=outcome: draw(part, name, outcome, index, seconds))
-            )
-    rows.append((2.4, lambda part: _draw_errors(part, made, index)))
+            rows.append((height, partial(draw, name=name, outcome=outcome, index=index, seconds=seconds)))
+    rows.append((2.4, partial(_draw_errors, made=made, index=index)))
     heights = [height for height, _ in rows]
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.3), layout="constrained")
     figure.suptitle(title.replace("$", r"\$"), fontsize="medium")  # no mathematics in a prompt
-    for part, (_, draw_row) in zip(figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False), rows):
-        draw_row(part[0])
+    parts = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for part, (_, draw_row) in zip(parts, rows, strict=True):
+        draw_row(part)
     with written_beside(path) as beside:
         figure.savefig(beside, dpi=100)
     return path

@@ -22,8 +22,8 @@ class IntensityOptions(ControlOptions):
     own: ClassVar[str] = "curve"
 
     curve: str = field()
-    """A CSV file with the header seconds,db (dB re full scale), stretched to --seconds where it is longer or shorter; or
-    crescendo, decrescendo or swell, between -35 and -15 dB."""
+    """A CSV file with the header seconds,db (dB re full scale), stretched to --seconds; or crescendo, decrescendo or
+    swell, between -35 and -15 dB."""
     correlation: bool = False
     """Only the curve's shape counts, and not its level and range."""
     seconds: float = 10.0

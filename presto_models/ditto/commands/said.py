@@ -72,7 +72,9 @@ def sentences(said: dict[str, Any]) -> str:
                 line += f"; drift between surrogate and music {about['drift'][place]:.3g}"
             lines.append(line)
         if said["seams"][place]:
-            where = (f"{seam['seconds']:.2f} s (correlation {seam['correlation']:.2f})" for seam in said["seams"][place])
+            where = (
+                f"{seam['seconds']:.2f} s (correlation {seam['correlation']:.2f})" for seam in said["seams"][place]
+            )
             lines.append(f"{of}seams at {', '.join(where)}")
     each = "" if said["seconds_per_step"] is None else f" of {said['seconds_per_step']:.2f} s"
     reached = [step for step in said["steps_to_threshold"] if step is not None]

@@ -218,4 +218,6 @@ def test_what_is_too_loud_is_made_quieter(folder, capsys, monkeypatch):
 
 
 def test_the_inputs_of_the_documentation(folder, capsys):
-    assert control(f"intensity --curve {EXAMPLES / 'crescendo.csv'} --melody {EXAMPLES / 'melody.csv'} --seconds 2") == 0
+    assert (
+        control(f"intensity --curve {EXAMPLES / 'crescendo.csv'} --melody {EXAMPLES / 'melody.csv'} --seconds 2") == 0
+    )
