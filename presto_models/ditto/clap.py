@@ -20,6 +20,7 @@ from torch import Tensor
 
 from presto_models.metrics.mel import resample
 from presto_models.text.encoder import find_model
+from presto_models.text.transformers_encoder import silent
 
 POWER_FLOOR = 1e-10
 
@@ -68,11 +69,12 @@ class ClapScorer:
             raise FileNotFoundError(f"no CLAP in {folder}: it holds no config.json")
         load: Any = transformers.ClapModel.from_pretrained  # typed without output_loading_info's second result
         try:
-            kind = transformers.AutoConfig.from_pretrained(folder).model_type
-            if kind == "clap":
-                tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side="right")
-                extractor = transformers.ClapFeatureExtractor.from_pretrained(folder)
-                model, report = load(folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
+            with silent(transformers.utils.logging):
+                kind = transformers.AutoConfig.from_pretrained(folder).model_type
+                if kind == "clap":
+                    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, padding_side="right")
+                    extractor = transformers.ClapFeatureExtractor.from_pretrained(folder)
+                    model, report = load(folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True)
         except Exception as error:  # transformers, tokenizers and safetensors each raise their own
             raise OSError(f"{folder} does not hold a whole CLAP, as save_pretrained writes it: {error}") from error
         if kind != "clap":

@@ -52,10 +52,10 @@ class Outpaint(Control):
         _check_overlap(self.overlap)
 
     def bind(self, scene: Scene) -> Bound:
+        reference = scene.audio(self.reference, self.sample_rate)
         count = _latents(self.overlap, scene)
         if count >= scene.length:
-            raise ValueError(_too_long("overlap", self.overlap, "shorter than the music's", scene.seconds))
-        reference = scene.audio(self.reference, self.sample_rate)
+            raise ValueError(f"overlap must be shorter than the music's {scene.seconds:g} s, got {self.overlap:g} s")
         _check_holds(reference, count * scene.hop, scene)
         return Painted(self, scene, "outpaint", [(0, count)], [_last(reference, count, scene)])
 
@@ -171,7 +171,7 @@ class Loop(Control):
     def bind(self, scene: Scene) -> Bound:
         count, length = _latents(self.overlap, scene), scene.length
         if 2 * count > length or count * scene.hop > scene.samples - count * scene.hop:
-            raise ValueError(_too_long("overlap", self.overlap, "at most half of the music's", scene.seconds))
+            raise ValueError(f"overlap must be at most half of the music's {scene.seconds:g} s, got {self.overlap:g} s")
         if self.reference is None or self.sample_rate is None:
             return Edges(self, scene, count)
         reference = scene.audio(self.reference, self.sample_rate)
@@ -200,7 +200,16 @@ class Painted(Bound):
     ) -> None:
         self.name, self.weight, self.threshold = name, control.weight, control.threshold
         self.parts, self.target = tuple(parts), torch.cat(tuple(targets))
-        self.spans = _spans(parts, scene)
+        self.spans, self.length = _spans(parts, scene), scene.length
+
+    def known(self) -> tuple[Tensor, Tensor]:
+        values = self.target.new_zeros(self.length, self.target.shape[1])
+        mask, taken = self.target.new_zeros(self.length), 0
+        for first, last in self.parts:
+            values[first:last] = self.target[taken : taken + last - first]
+            mask[first:last] = 1
+            taken += last - first
+        return mask, values
 
     def feature(self, made: Made) -> Tensor:
         return torch.cat([made.x[:, first:last] for first, last in self.parts], 1)
@@ -278,7 +287,3 @@ def _check_holds(reference: Tensor, samples: int, scene: Scene) -> None:
             f"reference must last at least {samples / scene.sample_rate:.3g} s for this overlap in whole latents, got "
             f"{reference.shape[1] / scene.sample_rate:.3g} s"
         )
-
-
-def _too_long(name: str, seconds: float, wanted: str, there: float) -> str:
-    return f"{name} must be {wanted} {there:g} s, got {seconds:g} s"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from dataclasses import dataclass
 
@@ -25,7 +26,7 @@ _logger = logging.getLogger(__name__)
 class Structure(Control):
     """Musical form, as a matrix of which moments sound alike (DITTO, 2401.12179, section 4).
 
-        error = mean over the matrix of (savgol2d * T T' - target)²,     T: MFCC normalised over time
+        error = mean over the matrix of (savgol2d * T T' - target)²,     T: MFCC, centred over time, unit length
 
     See :class:`presto_models.ditto.features.SelfSimilarity`.  Exactly one of:
 
@@ -111,8 +112,8 @@ def parts_of(form: str) -> tuple[tuple[str, float], ...]:
     if _FORM.fullmatch(form) is None:
         raise ValueError(f"form must be {fits}; got {form!r}")
     parts = tuple((letter, float(length or 1)) for letter, length in _PART.findall(form))
-    if any(length == 0 for _, length in parts):
-        raise ValueError(f"form must have parts longer than 0, got {form!r}")
+    if not all(0 < length < math.inf for _, length in parts):
+        raise ValueError(f"form must have parts of finite lengths above 0, got {form!r}")
     if len({letter for letter, _ in parts}) < 2:
         raise ValueError(f"form must have at least two different letters, got {form!r}")
     return parts

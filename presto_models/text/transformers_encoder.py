@@ -144,7 +144,7 @@ def _load(folder: Path, kind: str, family: _Family, dtype: torch.dtype) -> tuple
         raise ImportError("a text encoder needs transformers: pip install 'presto-kernels[models]'") from error
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"no {kind} text encoder in {folder}: it holds no config.json")
-    with _silent(transformers.utils.logging):
+    with silent(transformers.utils.logging):
         with _whole(folder, kind):
             model_type = transformers.AutoConfig.from_pretrained(folder).model_type
         if model_type not in family.classes:
@@ -183,7 +183,7 @@ def _whole(folder: Path, kind: str) -> Iterator[None]:
 
 
 @contextmanager
-def _silent(logging: Any) -> Iterator[None]:
+def silent(logging: Any) -> Iterator[None]:
     """No report of the weights that are rightly not used, no bar for a load of a second."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
