@@ -52,16 +52,16 @@ class ControlOptions(ABC):
     also_weight: float = 1.0
     """Of each control that is there also."""
     sampler: Literal["heun", "dpmpp_2s", "ddim", "pingpong", "ctm"] | None = None
-    """Without it the checkpoint's own, and ddim for one that was not distilled."""
+    """Without it ddim, and for a consistency trajectory model its own; ping-pong loses the noise that is found."""
     sampling_steps: int | None = None
-    """Steps of the sampler that makes the music; without it the checkpoint's own, and 20 for one not distilled."""
+    """Steps of the sampler that makes the music; without it 2 for a distilled checkpoint and 20 for any other."""
     surrogate_steps: int | None = None
-    """Steps the gradient goes through (DITTO-2); as many as --sampling-steps is DITTO; without it 1 for a distilled
-    checkpoint, and all for any other."""
+    """Steps of the sampler that the gradient goes through (DITTO-2); without it all of --sampling-steps (DITTO)."""
     guidance: float | None = None
     """Scale of classifier-free guidance, 1 for none; without it the checkpoint's own."""
     rho: float | None = None
-    """Spacing of the noise levels; without it the checkpoint's own."""
+    """Spacing of the noise levels: 7 is Karras', 1000 almost even in ln sigma; without it 1000 for ddim through a
+    distilled checkpoint, else the checkpoint's own."""
     full_depth: bool = False
     """Run every block at every step, whatever the checkpoint's layer schedule says."""
     stereo: bool = False

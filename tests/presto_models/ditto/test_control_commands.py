@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from small_pipeline import WordEncoder, small_pipeline
 from presto_models import __main__ as command_line
 from presto_models import pipeline
 from presto_models.data.audio_files import write_audio
-from presto_models.ditto import solver
+from presto_models.ditto import DittoOptions, optimize, solver
 from presto_models.ditto.search import Search, load_noise
 
 pytest.importorskip("tyro")
@@ -58,7 +59,7 @@ COMMANDS = {
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_writes_a_piece_and_a_picture_and_says_so(folder, capsys, name):
     words, control_name, seconds = COMMANDS[name]
-    assert control(f"{words} --out new/out.wav --json") == 0
+    assert control(f"{words} --out new/out.wav --surrogate-steps 1 --json") == 0
     said = json.loads(capsys.readouterr().out)
     assert said["command"] == name and said["files"] == ["new/out.wav"] and said["plots"] == ["new/out.png"]
     (about,) = said["controls"].values()
@@ -89,16 +90,17 @@ def test_candidates_are_written_best_first(folder, capsys):
 
 
 def test_what_a_person_reads(folder, capsys):
-    assert control("intensity --curve curve.csv --seconds 1 --threshold 1e9 --out a.wav --save a.state --no-plot") == 0
+    words = "intensity --curve curve.csv --seconds 1 --threshold 1e9 --no-plot --surrogate-steps 1"
+    assert control(f"{words} --out a.wav --save a.state") == 0
     first, second, third = capsys.readouterr().out.splitlines()
     assert first.startswith("intensity: error ") and "without control" in first and "drift" in first
-    assert "good enough after 0" in second and "DITTO-2 through 1 for 2 steps of pingpong" in second
+    assert "good enough after 0" in second and "DITTO-2 through 1 for 2 steps of ddim" in second
     assert third == "a.wav, a.state (seed 1)"
 
 
 def test_several_controls_at_once(folder, capsys):
     words = "intensity --curve curve.csv --melody melody.csv --form AB --also-weight 0.5 --seconds 3 --out a.wav"
-    assert control(f"{words} --surrogate-steps 2 --json") == 0
+    assert control(f"{words} --json") == 0
     said = json.loads(capsys.readouterr().out)
     assert list(said["controls"]) == ["intensity", "melody", "structure"] and said["surrogate_steps"] is None
     assert all(about["drift"] is None for about in said["controls"].values())
@@ -221,3 +223,21 @@ def test_the_inputs_of_the_documentation(folder, capsys):
     assert (
         control(f"intensity --curve {EXAMPLES / 'crescendo.csv'} --melody {EXAMPLES / 'melody.csv'} --seconds 2") == 0
     )
+
+
+def test_the_control_of_ones_own_in_the_documentation():
+    page = (EXAMPLES.parent / "control.md").read_text()
+    (block,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "class Brightness" in block)
+    written: dict = {"__name__": "documentation"}
+    exec(compile(block, "control.md", "exec"), written)
+    options = DittoOptions(steps=20, learning_rate=0.05)
+    made = optimize(
+        small_pipeline(sampler="pingpong", steps=2, guidance=1.0),
+        written["Brightness"](share=0.3),
+        prompt="organ",
+        seconds=0.5,
+        seed=0,
+        options=options,
+    )
+    outcome = made.outcomes["brightness"]
+    assert outcome.error < 0.9 * outcome.before  # random weights follow little
