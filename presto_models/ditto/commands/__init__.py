@@ -2,7 +2,7 @@
 
 from presto_models.ditto.commands.features import IntensityOptions, MelodyOptions, StructureOptions, TransferOptions
 from presto_models.ditto.commands.painting import InpaintOptions, InvertOptions, LoopOptions, OutpaintOptions
-from presto_models.ditto.commands.run import run
+from presto_models.ditto.commands.runner import run
 
 __all__ = [
     "InpaintOptions",

@@ -11,7 +11,7 @@ from presto_models.data.audio_files import read_audio
 from presto_models.ditto.curve import Curve, read_curve
 from presto_models.ditto.notes import read_melody
 
-LOUD, QUIET = -15.0, -35.0  # dB; most music of presto-tiny lies between
+LOUD, QUIET = -15.0, -35.0  # dB re full scale; our choice, within what presto-tiny plays
 SHAPES = {
     "crescendo": Curve((0.0, 1.0), (QUIET, LOUD)),
     "decrescendo": Curve((0.0, 1.0), (LOUD, QUIET)),
