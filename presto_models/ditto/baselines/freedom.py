@@ -77,8 +77,8 @@ def freedom(
         x' = step(x) - eta g,        eta = strength |step(x) - x| / |g|
 
     | | is the root mean square over a sample.  eta is FreeDoM's of its released code, where the numerator is the size
-    of the model's noise times what the step takes of it.  That is how far the sampler's step moves x; said so it holds in
-    EDM's terms and for every sampler [our reading].  A gradient that is zero or not finite changes nothing.
+    of the model's noise times what the step takes of it.  That is how far the sampler's step moves x; said so it holds
+    in EDM's terms and for every sampler [our reading].  A gradient that is zero or not finite changes nothing.
 
     Args: as for :func:`presto_models.ditto.optimize`; of ``options`` only the walk that makes the music is used.
     ``settings``: None: the defaults, measured on the shipped model.  Any sampler serves; each step's own first guess of
