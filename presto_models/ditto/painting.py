@@ -199,21 +199,23 @@ class Painted(Bound):
         self, control: Control, scene: Scene, name: str, parts: Sequence[Part], targets: Sequence[Tensor]
     ) -> None:
         self.name, self.weight, self.threshold = name, control.weight, control.threshold
-        self.parts, self.target, self.length = tuple(parts), torch.cat(tuple(targets)), scene.length
-        self.spans = _spans(parts, scene)
+        self.parts, self.target = tuple(parts), torch.cat(tuple(targets))
+        self.spans, self.length = _spans(parts, scene), scene.length
+
+    def known(self) -> tuple[Tensor, Tensor]:
+        values = self.target.new_zeros(self.length, self.target.shape[1])
+        mask, taken = self.target.new_zeros(self.length), 0
+        for first, last in self.parts:
+            values[first:last] = self.target[taken : taken + last - first]
+            mask[first:last] = 1
+            taken += last - first
+        return mask, values
 
     def feature(self, made: Made) -> Tensor:
         return torch.cat([made.x[:, first:last] for first, last in self.parts], 1)
 
     def error(self, made: Made) -> Tensor:
         return (self.feature(made) - self.target).square().mean((1, 2))
-
-    def known(self) -> tuple[Tensor, Tensor]:
-        mask = self.target.new_zeros(self.length)
-        values = self.target.new_zeros(self.length, self.target.shape[1])
-        places = torch.cat([torch.arange(first, last, device=mask.device) for first, last in self.parts])
-        mask[places], values[places] = 1, self.target
-        return mask, values
 
 
 class Edges(Bound):

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from presto_models.ditto.control import Bound, Control
 from presto_models.ditto.features import SelfSimilarity, Timbre
+from presto_models.ditto.features.correlation import pearson
 from presto_models.ditto.features.frames import frame_times
 from presto_models.ditto.features.timbre import SMOOTHING
-from presto_models.ditto.intensity import pearson
 from presto_models.ditto.scene import Made, Scene
 
 _PART = re.compile(r"([A-Z])(\d+(?:\.\d+)?)?")
@@ -66,6 +66,8 @@ class Structure(Control):
             raise ValueError(f"reference must be at least {2 * SMOOTHING:g} s to have a structure, got {seconds:.2f} s")
         timbre = Timbre(audio.shape[1], scene.sample_rate, device=scene.device)
         own = _similarity(timbre, scene)(timbre(timbre.spectrum(audio)))
+        if float(own.abs().max()) < 0.1:
+            raise ValueError("reference must have more than one timbre, got silence or one unchanging sound")
         if own.shape[1] == rows:
             return own[0]
         _logger.warning(

@@ -42,7 +42,7 @@ def at_latents(frames: Tensor, latents: int) -> Tensor:
     return F.adaptive_avg_pool1d(frames.T[None], latents)[0].T
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def clip_signals(datasets: Sequence[LatentDataset], autoencoder: Autoencoder) -> dict[str, Tensor]:
     """Clip to its signals ``[N, 13]``, fp16, of every clip of these datasets, which are of one folder.
 

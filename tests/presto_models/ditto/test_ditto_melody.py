@@ -9,6 +9,7 @@ from presto_models.ditto import DittoOptions, Melody, Notes, optimize, read_melo
 from presto_models.ditto.control import bind_all
 from presto_models.ditto.notes import pitch_class
 
+pytest.importorskip("transformers")  # its filter banks
 C5, E5, A5 = 523.25, 659.26, 880.0
 TUNE = Notes((0.0, 1.0, 2.0), (0, 4, 9))
 
@@ -74,7 +75,7 @@ def test_silence_and_noise_in_a_reference_are_not_counted():
 def test_the_end_of_a_short_reference_ends_what_is_asked_for(caplog):
     scene = scene_of(3.0)
     bound = Melody(reference=tone(A5, 1.0), sample_rate=RATE).bind(scene)
-    assert "the reference of the melody ends at 1.00 s" in caplog.text
+    assert "the reference has 1.00 s, the music 3.00 s: behind that no melody is asked for" in caplog.text
     assert bound.spans[-1][1] == pytest.approx(1.0, abs=0.1)
     wrong_behind = torch.cat([tone(A5, 1.0), tone(C5, 2.0)])
     assert float(bound.figures(Heard(scene, wrong_behind))["accuracy"]) > 0.95
@@ -82,7 +83,7 @@ def test_the_end_of_a_short_reference_ends_what_is_asked_for(caplog):
 
 def test_the_rest_of_a_long_reference_is_left_out(caplog):
     Melody(reference=tune(), sample_rate=RATE).bind(scene_of(1.0))
-    assert "the music of the melody ends at 1.00 s" in caplog.text
+    assert "the reference has 3.00 s, the music 1.00 s: what is longer is left out" in caplog.text
 
 
 def test_rests_are_not_counted_and_spans_are_where_something_is():

@@ -10,6 +10,8 @@ from small_pipeline import small_pipeline
 from presto_models.ditto import DittoOptions, Intensity, Melody, Structure, optimize
 from presto_models.ditto.structure import parts_of
 
+pytest.importorskip("transformers")  # its filter banks
+
 
 def piece(form, seconds, rate=RATE):
     """A part of A is a hum with hiss, of B noise, of C a shrill tone; no two are the same samples."""
@@ -126,6 +128,7 @@ def test_any_text_is_a_form_or_an_error(text):
         ({"form": "ABABABABAB"}, ValueError, "parts of 0.30 s in 3 s of music; they must have at least 0.5 s"),
         ({"reference": tone(440, 3.0)}, ValueError, "sample_rate must be given"),
         ({"reference": tone(440, 1.5), "sample_rate": RATE}, ValueError, "at least 2 s .*, got 1.50 s"),
+        ({"reference": torch.zeros(3 * RATE), "sample_rate": RATE}, ValueError, "more than one timbre"),
         ({"reference": [0.0], "sample_rate": RATE}, TypeError, "reference must be"),
     ],
 )

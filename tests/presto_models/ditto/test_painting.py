@@ -37,6 +37,10 @@ def check_error(bound, scene, x, parts):
     torch.testing.assert_close(bound.error(scene.made(x + inside)), torch.full((scene.batch,), 0.25))
     assert torch.equal(bound.error(scene.made(x + outside)), torch.zeros(scene.batch))
     assert bound.feature(scene.made(x)).shape == (scene.batch, *bound.target.shape)
+    mask, values = bound.known()
+    apart = (x + inside + outside - values).square().mean(2)
+    by_mask = (apart * mask).sum(1) / mask.sum()
+    torch.testing.assert_close(by_mask, bound.error(scene.made(x + inside + outside)))
     expected = [(first * HOP / RATE, last * HOP / RATE) for first, last in parts]
     assert [pytest.approx(span) for span in expected] == list(bound.spans)
 
