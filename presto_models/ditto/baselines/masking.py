@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from presto_kernels import renoise
 from presto_models.ditto.baselines.known import Known
