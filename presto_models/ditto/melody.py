@@ -74,17 +74,23 @@ class Melody(Control):
         fitted = audio.new_zeros(1, scene.samples)
         known = min(audio.shape[0], scene.samples)
         fitted[0, :known] = audio[:known]
-        power = chroma.spectrum(fitted)
-        energy, share = chroma.energy(power)[0], chroma.log(power)[0].exp()
-        level = energy.sum(-1)
-        sounds = level > max(10 ** (QUIET / 10) * float(level.max()), chroma.silence)
-        counted = sounds & (share.amax(-1) >= CLEAR)
+        classes = reference_classes(fitted, chroma)
+        counted = classes != REST
         if float(counted.sum()) * chroma.spectrum.hop / scene.sample_rate < min(SHORTEST, scene.seconds):
             raise ValueError(
                 f"reference must have a clear pitch for at least {SHORTEST:g} s, got {int(counted.sum())} such frames "
                 f"in {known / scene.sample_rate:.2f} s"
             )
-        return torch.where(counted, energy.argmax(-1), REST).cpu()
+        return classes.cpu()
+
+
+def reference_classes(audio: Tensor, chroma: Chroma) -> Tensor:
+    """The strongest pitch class in each frame of audio ``[1, samples]``, int64 ``[frames]``; -1: silent, or unclear."""
+    power = chroma.spectrum(audio)
+    energy, share = chroma.energy(power)[0], chroma.log(power)[0].exp()
+    level = energy.sum(-1)
+    sounds = level > max(10 ** (QUIET / 10) * float(level.max()), chroma.silence)
+    return torch.where(sounds & (share.amax(-1) >= CLEAR), energy.argmax(-1), REST)
 
 
 class _BoundMelody(Bound):

@@ -13,7 +13,8 @@ from presto_models.ditto.control import Span
 class Outcome:
     """One control in the finished music, tensors on the CPU.
 
-    ``target``: what was asked for.  ``obtained`` ``[B, ...]``: the feature of the music.  ``error`` ``[B]``: of the
+    ``weight``, ``threshold``: the control's.  ``target``: what was asked for.  ``obtained`` ``[B, ...]``: the feature
+    of the music; ``uncontrolled``: of the music without control, from the same seeds.  ``error`` ``[B]``: of the
     music; ``before`` ``[B]``: of the music without control, from the same seeds.  ``drift`` ``[B]``: mean
     |f(S_M) - f(S_T)| between the walk the gradient went through and the one the music was made with, zeros where they
     are one.  ``figures``: name to ``[B]``.  ``history`` ``[steps, B]``: the error before each step that was made.
@@ -21,8 +22,11 @@ class Outcome:
 
     kind: str
     spans: tuple[Span, ...]
+    weight: float
+    threshold: float | None
     target: Tensor
     obtained: Tensor
+    uncontrolled: Tensor
     error: Tensor
     before: Tensor
     drift: Tensor

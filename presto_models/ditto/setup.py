@@ -144,8 +144,11 @@ def _outcome(bound: Bound, made: Made, close: Made, unsteered: Made, history: Te
     return Outcome(
         kind=bound.kind,
         spans=bound.spans,
+        weight=bound.weight,
+        threshold=bound.threshold,
         target=bound.target.cpu(),
         obtained=obtained.cpu(),
+        uncontrolled=bound.feature(unsteered).cpu(),
         error=bound.error(made).cpu(),
         before=bound.error(unsteered).cpu(),
         drift=(near - obtained).abs().flatten(1).mean(1).cpu(),
