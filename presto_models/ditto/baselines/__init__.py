@@ -2,8 +2,8 @@
 
 from presto_models.ditto.baselines.doodl import DoodlSettings, doodl
 from presto_models.ditto.baselines.edict import Edict
-from presto_models.ditto.baselines.freedom import FreeDoMSettings, freedom
-from presto_models.ditto.baselines.guidance_gradients import GuidanceGradientsSettings, guidance_gradients
+from presto_models.ditto.baselines.energy import FreeDoMSettings, freedom
+from presto_models.ditto.baselines.gradients import GuidanceGradientsSettings, guidance_gradients
 from presto_models.ditto.baselines.masking import MultiDiffusionSettings, multidiffusion, naive_masking
 
 __all__ = [
