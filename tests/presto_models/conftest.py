@@ -1,1 +1,1 @@
-"""Puts this folder on the path of the tests below it too, which share its small models."""
+"""Here so that pytest puts this folder on the path, and tests in the folders below find small_pipeline."""

@@ -6,8 +6,9 @@ from small_controls import Level, Near
 from small_models import small_config
 from small_pipeline import small_pipeline
 
-from presto_models.ditto import DittoOptions, DoodlSettings, doodl
-from presto_models.ditto.baselines.doodl import DoodlSearch
+from presto_models.ditto import DittoOptions
+from presto_models.ditto.baselines import DoodlSettings, doodl
+from presto_models.ditto.baselines.direct import DoodlSearch
 from presto_models.ditto.baselines.edict import Edict
 from presto_models.ditto.setup import Setup
 
