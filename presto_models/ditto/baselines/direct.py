@@ -159,8 +159,9 @@ def doodl(
         controls, prompt, seconds, seed, tags, num_samples, stereo, callback, progress: as for
             :func:`presto_models.ditto.optimize`.
         options: its steps, learning rate, number of sampling steps (None: 20, at least 2), guidance, rho and spacing
-            (None: the checkpoint's and "endpoint", of a student too), depth and threshold are used.  The sampler is DDIM's, in EDICT's two chains, and there is no surrogate; nothing is
-            stored between calls, whatever ``checkpointed`` says.
+            (None: the checkpoint's and "endpoint", of a student too), depth and threshold are used.  The sampler is
+            DDIM's, in EDICT's two chains, and there is no surrogate; nothing is stored between calls, whatever
+            ``checkpointed`` says.
         settings: see :class:`DoodlSettings`; None: its defaults.
 
     The music is the first chain's.  ``before`` in the outcomes is DDIM's in one chain, from the same noise: what
