@@ -75,7 +75,7 @@ def optimize(
 
     Raises:
         TypeError, ValueError: something does not fit; controls are checked before the first step.
-        ArithmeticError: every sample's error was NaN or infinite from the first step on.
+        ArithmeticError: every sample had an error that was NaN or infinite; the best noise before that is in ``save``.
     """
     if resume and save is None:
         raise ValueError("resume=True goes on from the file save=, and none was given")
@@ -132,13 +132,15 @@ def run(
     """All steps, or as many as are needed; the seconds each took.
 
     Raises:
-        ArithmeticError: every sample's error was NaN or infinite.
+        ArithmeticError: every sample had an error that was NaN or infinite; ``save`` is written first.
     """
     config = {} if config is None else config
     names, took = [b.name for b in search.bound], []
     first, saved = int(search.done), time.monotonic()
     reader = _Reader(search)
     advance(first, None)
+    if search.stops and bool(search.reached.all()):
+        return took  # resumed where nothing was left to do
     for index in range(first, search.steps):
         started = time.perf_counter()
         search.step()
@@ -147,7 +149,9 @@ def run(
         if known is None:
             continue
         number, errors, reached = known
-        if not bool(errors.isfinite().any()):
+        if not bool(errors.isfinite().all(0).any()):
+            if save is not None:
+                search.save(save, config)
             raise ArithmeticError(_not_finite(names, errors, number, save))
         advance(number + 1, {name: float(row.mean()) for name, row in zip(names, errors, strict=True)})
         report = StepReport(number + 1, search.steps, dict(zip(names, errors.tolist(), strict=True)))
@@ -209,6 +213,8 @@ def _identity(setup: Setup) -> dict[str, Any]:
         "prompts": list(setup.prompts),
         "seeds": list(setup.seeds),
         "samples": setup.scene.samples,
+        "text": _fingerprint(setup.text.tokens),  # tags too
+        "model": _fingerprint(setup.pipeline.dit.proj_out.weight),
         "controls": [[b.name, b.weight, b.threshold, _fingerprint(b.target)] for b in setup.bound],
     }
 
