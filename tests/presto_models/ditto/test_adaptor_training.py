@@ -8,13 +8,14 @@ import torch
 from safetensors.torch import save_file
 
 from presto_models import DiT, DiTConfig, PrestoPipeline, randomize_weights
-from presto_models.autoencoders.loading import save_autoencoder
+from presto_models.autoencoders.loading import load_autoencoder, save_autoencoder
 from presto_models.autoencoders.spectral import SpectralAutoencoder, SpectralAutoencoderConfig
 from presto_models.checkpoint import load_weights
 from presto_models.diffusion.sampling import Sampling
 from presto_models.diffusion_config import DiffusionConfig, save_diffusion
 from presto_models.ditto import Intensity, Melody
 from presto_models.ditto.adaptor import adaptor_guided, load_adaptor
+from presto_models.ditto.adaptor.gain import with_gain
 from presto_models.ditto.adaptor.signals import FILE, WIDTH
 from presto_models.ditto.adaptor.training import AdaptorTask, AdaptorTrainConfig, TrainAdaptorOptions, run
 from presto_models.text import Conditioner, TagVocabulary, load_text_encoder
@@ -88,7 +89,7 @@ def latents(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(teacher, latents):
-    values = {"teacher": str(teacher), "data": str(latents), "crops": [{"latents": 32, "batch": 8}]}
+    values = {"teacher": str(teacher), "data": str(latents), "crops": [{"latents": 32, "batch": 8}], "gain": 0.0}
     return build(AdaptorTrainConfig, values | SIZES | {"validation_crops": 6, "train": TRAIN})
 
 
@@ -155,6 +156,31 @@ def test_batches_are_functions_of_the_step(task):
             seen.add((*some, everywhere[0]))
     both, loudness, melody, stretch = (True, True, True), (True, False, True), (False, True, False), (True, True, False)
     assert {both, loudness, melody, stretch} <= seen
+
+
+def test_some_music_is_brought_to_another_loudness(config):
+    """A share of the samples is other music to the model, and is told as what it has become; held-out music is not."""
+    plain, gained = (AdaptorTask(replace(config, gain=share, gain_db=(-30.0, -20.0))) for share in (0.0, 0.5))
+    for step in range(3):
+        before, after = plain.batch(step, 0, 1), gained.batch(step, 0, 1)
+        other = (before.clean != after.clean).flatten(1).any(1)
+        assert 0 < int(other.sum()) < 8
+        assert torch.equal(other, (before.signals != after.signals).flatten(1).any(1))
+        lower = (before.signals - after.signals)[other, :, 0].mean(1)
+        # Of a random autoencoder's sound, which latents behind a clip's end do not leave as silence.
+        assert bool((lower > 5).all()) and bool((lower < 31).all())
+    assert torch.equal(plain.music.validation([0]).clean, gained.music.validation([0]).clean)
+
+
+def test_gain_is_heard_as_it_is_asked(teacher):
+    autoencoder = load_autoencoder(teacher)
+    latents = 3 + 2 * torch.randn(160, CHANNELS, generator=torch.Generator().manual_seed(0))
+    same, as_it_is = with_gain(autoencoder, latents, torch.zeros(3))
+    quiet, told = with_gain(autoencoder, latents, torch.tensor([0.0, -12.0, -12.0]))
+    assert same.shape == latents.shape and not torch.equal(same, quiet)
+    change = (told - as_it_is)[:, 0]
+    torch.testing.assert_close(change[105:], torch.full((55,), -12.0), atol=0.1, rtol=0)
+    torch.testing.assert_close(change[20:60], -12 / 80 * torch.arange(20.5, 60), atol=0.5, rtol=0)
 
 
 def test_gradients_and_weights_are_the_adaptors(task):
@@ -227,6 +253,7 @@ def test_bad_input_is_said(config, tmp_path):
         ({"controls": ("rhythm",)}, "rhythm"),
         ({"drop": 1.0}, "drop must be at least 0 and below 1"),
         ({"partial": -0.1}, "partial"),
+        ({"gain_db": (3.0, -24.0)}, "gain_db"),
     ):
         with pytest.raises(ValueError, match=said):
             replace(config, **changes)
