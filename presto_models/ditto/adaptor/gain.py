@@ -17,10 +17,11 @@ def with_gain(autoencoder: Autoencoder, latents: Tensor, knots_db: Tensor) -> tu
     """Latents ``[N, C]`` of the same music under a gain curve, and its signals ``[N, 13]``.
 
     Decoded, multiplied by 10^(g(t) / 20), encoded; g is linear between ``knots_db`` ``[knots]``, dB, spread evenly from
-    the first to the last moment.  Latents are in the autoencoder's own units.
+    the first to the last moment.  The signals are of what the new latents decode to.  Latents are in the autoencoder's
+    own units.
     """
     audio = autoencoder.decode(latents[None])[0]
     gain = F.interpolate(knots_db[None, None], audio.shape[1], mode="linear", align_corners=True)[0]
-    audio = audio * 10 ** (gain / 20)
-    encoded = autoencoder.encode(audio[None])[0]
-    return encoded, signals(audio.mean(0), autoencoder.sample_rate, len(encoded))
+    encoded = autoencoder.encode((audio * 10 ** (gain / 20))[None])[0]
+    heard = autoencoder.decode(encoded[None])[0].mean(0)
+    return encoded, signals(heard, autoencoder.sample_rate, len(encoded))

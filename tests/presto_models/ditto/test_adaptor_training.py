@@ -10,13 +10,13 @@ from safetensors.torch import save_file
 from presto_models import DiT, DiTConfig, PrestoPipeline, randomize_weights
 from presto_models.autoencoders.loading import load_autoencoder, save_autoencoder
 from presto_models.autoencoders.spectral import SpectralAutoencoder, SpectralAutoencoderConfig
-from presto_models.checkpoint import load_weights
+from presto_models.checkpoint import find_folder, load_weights
 from presto_models.diffusion.sampling import Sampling
 from presto_models.diffusion_config import DiffusionConfig, save_diffusion
 from presto_models.ditto import Intensity, Melody
 from presto_models.ditto.adaptor import adaptor_guided, load_adaptor
 from presto_models.ditto.adaptor.gain import with_gain
-from presto_models.ditto.adaptor.signals import FILE, WIDTH
+from presto_models.ditto.adaptor.signals import FILE, WIDTH, signals
 from presto_models.ditto.adaptor.training import AdaptorTask, AdaptorTrainConfig, TrainAdaptorOptions, run
 from presto_models.text import Conditioner, TagVocabulary, load_text_encoder
 from presto_models.training.cli import make_fabric
@@ -133,10 +133,10 @@ def test_signals_are_kept_and_belong_to_their_crops(config, latents):
     first.music.known = {name: whole[:, :1].expand(-1, WIDTH) for name, whole in stored.items()}
     crops = [first.batch(step, 0, 1) for step in range(4)]
     for batch in crops:
-        for clean, signals, name in zip(batch.clean, batch.signals, batch.names, strict=True):
+        for clean, told, name in zip(batch.clean, batch.signals, batch.names, strict=True):
             own = min(len(stored[name]), 32)
-            torch.testing.assert_close(signals[:own, 0], clean[:own, 0] / 0.5 * 2 + 3, rtol=1e-3, atol=1e-3)
-            assert not bool(signals[own:, 1:].any()) and bool((signals[own:, 0] == -80).all())
+            torch.testing.assert_close(told[:own, 0], clean[:own, 0] / 0.5 * 2 + 3, rtol=1e-3, atol=1e-3)
+            assert not bool(told[own:, 1:].any()) and bool((told[own:, 0] == -80).all())
     weights, described = load_weights(latents / FILE, kind="control-signals")
     index = json.loads((latents / "index.json").read_text())
     assert described["mean"] == index["mean"] and set(weights) == set(known)
@@ -166,21 +166,24 @@ def test_some_music_is_brought_to_another_loudness(config):
         other = (before.clean != after.clean).flatten(1).any(1)
         assert 0 < int(other.sum()) < 8
         assert torch.equal(other, (before.signals != after.signals).flatten(1).any(1))
-        lower = (before.signals - after.signals)[other, :, 0].mean(1)
-        # Of a random autoencoder's sound, which latents behind a clip's end do not leave as silence.
-        assert bool((lower > 5).all()) and bool((lower < 31).all())
     assert torch.equal(plain.music.validation([0]).clean, gained.music.validation([0]).clean)
 
 
-def test_gain_is_heard_as_it_is_asked(teacher):
-    autoencoder = load_autoencoder(teacher)
-    latents = 3 + 2 * torch.randn(160, CHANNELS, generator=torch.Generator().manual_seed(0))
+def test_gain_is_heard_as_it_is_asked():
+    """Through the autoencoder that ships: a chord under a falling gain, told as what its new latents sound like."""
+    autoencoder = load_autoencoder(find_folder("presto-tiny"))
+    time = torch.arange(5 * 44100) / 44100
+    chord = sum(0.1 * torch.sin(2 * torch.pi * hertz * time) for hertz in (262, 330, 392, 524, 660))
+    with torch.no_grad():
+        latents = autoencoder.encode(chord[None, None])[0]
     same, as_it_is = with_gain(autoencoder, latents, torch.zeros(3))
-    quiet, told = with_gain(autoencoder, latents, torch.tensor([0.0, -12.0, -12.0]))
-    assert same.shape == latents.shape and not torch.equal(same, quiet)
+    quiet, told = with_gain(autoencoder, latents, torch.tensor([0.0, -20.0, -20.0]))
+    assert same.shape == quiet.shape == latents.shape
     change = (told - as_it_is)[:, 0]
-    torch.testing.assert_close(change[105:], torch.full((55,), -12.0), atol=0.1, rtol=0)
-    torch.testing.assert_close(change[20:60], -12 / 80 * torch.arange(20.5, 60), atol=0.5, rtol=0)
+    assert abs(float(change[75:].mean()) + 20) < 2 and abs(float(change[20:30].mean()) + 20 * 25 / 54) < 2
+    with torch.no_grad():
+        heard = autoencoder.decode(quiet[None])[0, 0]
+    assert torch.equal(told, signals(heard, 44100, len(quiet)))
 
 
 def test_gradients_and_weights_are_the_adaptors(task):
