@@ -104,7 +104,7 @@ def optimize(
     if resume and save is not None and os.path.exists(save):
         search.resume(save, config)
     with progress_bar("optimising", options.steps, progress) as advance:
-        took = _search(search, config, save, callback, advance)
+        took = run(search, callback, advance, save=save, config=config)
     history = search.history[: int(search.done)].cpu()
     with torch.no_grad():
         apart = setup.near is not setup.far
@@ -115,20 +115,26 @@ def optimize(
         noise=search.best_noise,
         close=close,
         history=history,
-        steps_to_threshold=_first_reached(history, search),
+        steps_to_threshold=first_reached(history, search),
         seconds_per_step=median(took) if took else None,
         model_calls=setup.near.sampling.model_calls,
     )
 
 
-def _search(
+def run(
     search: Search,
-    config: Mapping[str, Any],
-    save: str | os.PathLike[str] | None,
     callback: Callable[[StepReport], bool | None] | None,
     advance: Advance,
+    *,
+    save: str | os.PathLike[str] | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> list[float]:
-    """All steps, or as many as are needed; the seconds each took."""
+    """All steps, or as many as are needed; the seconds each took.
+
+    Raises:
+        ArithmeticError: every sample's error was NaN or infinite.
+    """
+    config = {} if config is None else config
     names, took = [b.name for b in search.bound], []
     first, saved = int(search.done), time.monotonic()
     reader = _Reader(search)
@@ -214,7 +220,7 @@ def _fingerprint(target: Tensor) -> str:
     return f"{tuple(data.shape)} {hashlib.sha256(data.numpy().tobytes()).hexdigest()[:16]}"
 
 
-def _first_reached(history: Tensor, search: Search) -> tuple[int | None, ...]:
+def first_reached(history: Tensor, search: Search) -> tuple[int | None, ...]:
     """For each sample the number of steps after which it was good enough: 0 where it was so at the start."""
     if not search.stops or not len(history):
         return (None,) * search.best.shape[0]

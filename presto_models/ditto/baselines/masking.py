@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from presto_kernels import renoise
 from presto_models.ditto.baselines.known import Known
@@ -125,10 +124,6 @@ def _painted(setup: Setup, method: str, *, reference: float, until: float, progr
             x = setup.pipeline.engine.step(setup.far, walk.call, x, index, setup.each)
             if index + 1 <= until * sampling.steps:
                 there = renoise(values, sampling.sigmas[index + 1], seed=setup.each, offset=index + 1)
-                x = torch.where(known.where, _between(x, there, reference), x)
+                x = torch.where(known.where, torch.lerp(x, there, reference), x)
             advance(index + 1, None)
     return setup.result(x, noise=noise, model_calls=sampling.model_calls)
-
-
-def _between(own: Tensor, there: Tensor, share: float) -> Tensor:
-    return there if share == 1 else torch.lerp(own, there, share)

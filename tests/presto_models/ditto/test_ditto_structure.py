@@ -10,7 +10,6 @@ from small_pipeline import small_pipeline
 from presto_models.ditto import DittoOptions, Intensity, Melody, Structure, optimize
 from presto_models.ditto.structure import parts_of
 
-
 pytest.importorskip("transformers")  # its filter banks
 
 
