@@ -32,6 +32,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "data render": ("presto_models.data.render", "RenderOptions", "public-domain scores to audio with captions"),
     "data encode": ("presto_models.data.encode", "EncodeOptions", "audio with captions to latents"),
     "evaluate methods": ("presto_models.metrics.methods", "MethodsOptions", "one table of many ways to generate"),
+    "evaluate control": (
+        "presto_models.metrics.control.command",
+        "ControlTableOptions",
+        "one table of ways to control",
+    ),
     "evaluate": ("presto_models.metrics.evaluate", "EvaluateOptions", "how good a checkpoint is, on held-out pieces"),
 }
 

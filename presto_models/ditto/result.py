@@ -42,7 +42,9 @@ class Optimized:
     sample.  ``noise``: the unit noise ``[B, N, C]`` it was made from: give it as ``start`` of the next edit.
     ``x``: what the DiT works on, ``[B, N, C]``.  ``outcomes``: name of a control to what became of it.
     ``steps``: of Adam that were made.  ``steps_to_threshold``: of each sample, None where it did not reach it or there
-    is none.  ``seconds_per_step``: the median; None where no step was made.  ``model_calls``: of one step, forward.
+    is none.  ``seconds_per_step``: the median; None where no step was made.  ``seconds``: all that was needed for the
+    music, from the checked request to the waveform; comparing it with the music without control is not in it.
+    ``model_calls``: of one step, forward.
     """
 
     waveform: Tensor
@@ -54,6 +56,7 @@ class Optimized:
     steps: int
     steps_to_threshold: tuple[int | None, ...]
     seconds_per_step: float | None
+    seconds: float
     model_calls: int
 
     @property
