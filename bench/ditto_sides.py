@@ -1,4 +1,4 @@
-"""DITTO's search by plain PyTorch: the same walk, checkpoints, controls and Adam as the product's, other networks inside.
+"""DITTO's search by plain PyTorch: the same walk, checkpoints, controls and Adam as the product's, other networks.
 
 Everything of a search is :mod:`presto_models.ditto`'s own but the engine: here a :class:`PlainEngine`, which runs
 :class:`presto_models.ReferenceDiT` and a decoder of PyTorch's own layers on the same weights and computes nothing

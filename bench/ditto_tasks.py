@@ -11,22 +11,23 @@ import torch
 from torch import Tensor
 
 from bench import checks, machine
-from bench.ditto_control import crescendo
 from bench.ditto_sides import PlainEngine, compiled, heard, with_engine
 from bench.generation import TEXT_TOKENS
 from bench.names import COMPILE, PRESTO, REFERENCE
 from presto_models import Conditioning
-from presto_models.ditto.options import DittoOptions
+from presto_models.ditto import DittoOptions, Intensity
 from presto_models.ditto.scene import Scene
 from presto_models.ditto.search import Search
 from presto_models.ditto.walk import Walk
-from presto_models.engine import Engine, Plan
+from presto_models.engine import Engine
 from presto_models.pipeline import PrestoPipeline
 
 DITTO, DITTO_2 = "ditto", "ditto-2"
 METHODS = (DITTO, DITTO_2)
 LEARNING_RATE = DittoOptions.learning_rate
 CHECKED_LATENTS, CHECKED_STEPS = 24, 2
+CRESCENDO = (-40.0, -15.0)
+"""What is asked for, in dB: music lies at -30 to -10, so that both ends must be worked for."""
 
 
 @dataclass(frozen=True)
@@ -111,16 +112,14 @@ class Task:
         return other
 
     def walk(self, name: str, *, checkpointed: bool = True) -> Walk:
-        return Walk(
-            self.engines[name], self.plan, self.text, self.seeds, x_max=self.x_max, checkpointed=checkpointed
-        )
+        return Walk(self.engines[name], self.plan, self.text, self.seeds, x_max=self.x_max, checkpointed=checkpointed)
 
     def search(self, name: str, *, eager: bool = False, checkpointed: bool = True) -> Search:
         """The product's search from this task's noise; ``eager``: without a CUDA graph."""
         pipeline = with_engine(self.pipeline, self.engines[name])
         scene = Scene(pipeline, self.samples, self.sizes.batch)
         with torch.no_grad():
-            bound = crescendo().bind(scene)
+            bound = Intensity(curve=CRESCENDO).bind(scene)
             walk = self.walk(name, checkpointed=checkpointed)
         made = EagerSearch if eager else Search
         return made(walk, scene, [bound], self.noise, steps=1, learning_rate=LEARNING_RATE)
