@@ -4,7 +4,7 @@ and what it consists of; with `--curve` its memory against the walk's steps; wit
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 import torch
@@ -16,6 +16,7 @@ from bench.ditto_parts import PARTS, Staged
 from bench.ditto_tasks import DITTO, DITTO_2, METHODS, Sizes, Task, check, restart
 from bench.names import COMPILE, GRAPH, PRESTO, REFERENCE
 from bench.results import Report, ratio_fields, timing_fields
+from presto_models.diffusion.sampling import SAMPLERS
 from presto_models.ditto.search import Search
 
 TOTAL = "total"
@@ -35,6 +36,10 @@ class DittoBenchOptions:
     sampling_steps: int = option(20, "steps of DITTO's walk, DDIM")
     guidance: float = option(3.0, "of DITTO's walk; 1 is none")
     surrogate_steps: int = option(1, "steps of DITTO-2's surrogate")
+    student_sampler: str | None = option(
+        None, "of DITTO-2's walks; without it the student's own", choices=tuple(SAMPLERS)
+    )
+    student_steps: int | None = option(None, "of the walk that makes DITTO-2's music; without it the student's own")
     dtype: str = option("fp32", "dtype of the network", choices=tuple(machine.DTYPES))
     device: str | None = option(None, "cpu or cuda; without it cuda where there is one", choices=("cpu", "cuda"))
     compile: bool = option(False, "torch.compile of the reference's network as a second baseline; takes minutes")
@@ -57,8 +62,8 @@ class DittoBenchOptions:
     json: str | None = option(None, "write the results to this file")
 
     def sizes(self, device: torch.device) -> Sizes:
-        names = ("checkpoint", "student", "config", "audio", "batch", "sampling_steps", "guidance", "surrogate_steps")
-        return Sizes(**{name: getattr(self, name) for name in names}, dtype=self.dtype, device=device.type)
+        names = {field.name for field in fields(Sizes)} - {"device"}
+        return Sizes(**{name: getattr(self, name) for name in names}, device=device.type)
 
 
 def run(options: DittoBenchOptions) -> int:
@@ -92,9 +97,11 @@ def run(options: DittoBenchOptions) -> int:
 
 def check_options(options: DittoBenchOptions) -> None:
     """BadOption before anything is measured."""
-    for name in ("batch", "sampling_steps", "surrogate_steps", "rounds", "runs", "steps", "second_steps", "every"):
-        if getattr(options, name) < 1:
-            raise BadOption(f"--{name.replace('_', '-')}: {getattr(options, name)}; must be at least 1")
+    counts = ("batch", "sampling_steps", "surrogate_steps", "student_steps", "rounds")
+    for name in (*counts, "runs", "steps", "second_steps", "every"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise BadOption(f"--{name.replace('_', '-')}: {value}; must be at least 1")
     if not options.audio > 0:
         raise BadOption(f"--audio: {options.audio:g}; must be above 0")
     if options.curve and options.race:

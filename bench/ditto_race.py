@@ -211,10 +211,10 @@ def _whole(row: Row) -> float:
 
 def table(report: Report) -> Table:
     race = report.summary["race"]
-    columns = ("error to reach", "dB²", "DITTO s", "of runs", "DITTO-2 s", "of runs", "DITTO/DITTO-2", "95 %")
+    columns = ("error to reach", "dB²", "DITTO s", "runs", "DITTO-2 s", "runs", "times sooner", "95 %")
     cells = [
         (
-            f"{100 * each['share']:.0f} % of DITTO's gain" if "share" in each else "threshold",
+            f"{100 * each['share']:.0f} % of the gain" if "share" in each else "threshold",
             show.number(each["level"]),
             *(
                 cell
@@ -226,7 +226,7 @@ def table(report: Report) -> Table:
         )
         for each in race["levels"]
     ]
-    return show.table("time until music with that error is there", columns, cells)
+    return show.table("time until music with that error is there, and how many runs get there", columns, cells)
 
 
 def sentence(report: Report) -> str:

@@ -39,6 +39,7 @@ class Sizes:
         config: random weights of this named size for both, instead.
         audio: seconds.  batch: candidates side by side.
         sampling_steps, guidance: of DITTO's walk.  surrogate_steps: of DITTO-2's.
+        student_sampler, student_steps: of the walk that makes DITTO-2's music; None: the student's own.
         dtype: of the network.
     """
 
@@ -50,6 +51,8 @@ class Sizes:
     sampling_steps: int
     guidance: float
     surrogate_steps: int
+    student_sampler: str | None
+    student_steps: int | None
     dtype: str
     device: str
 
@@ -67,7 +70,9 @@ class Sizes:
         """As the product's solver is given them."""
         if method == DITTO:
             return DittoOptions(sampler="ddim", sampling_steps=self.sampling_steps, guidance=self.guidance)
-        return DittoOptions(surrogate_steps=self.surrogate_steps)
+        return DittoOptions(
+            surrogate_steps=self.surrogate_steps, sampler=self.student_sampler, sampling_steps=self.student_steps
+        )
 
 
 class Task:

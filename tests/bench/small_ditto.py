@@ -23,6 +23,8 @@ SIZES = Sizes(
     sampling_steps=3,
     guidance=3.0,
     surrogate_steps=1,
+    student_sampler=None,
+    student_steps=None,
     dtype="fp32",
     device="cpu",
 )
@@ -44,19 +46,20 @@ def spectral():
     )
 
 
-def pipeline_of(method, kind="spectral"):
+def pipeline_of(method, kind="spectral", device="cpu"):
     """DITTO's teacher or DITTO-2's student; "ctm" is a student that takes both levels and the guidance."""
     if method == DITTO:
-        made = small_pipeline(sampler="heun", schedule=None)
+        made = small_pipeline(sampler="heun", schedule=None, device=device)
     elif kind == "ctm":
         made = small_pipeline(
+            device=device,
             dit=small_config(takes_sigma_to=True, takes_guidance=True),
             parameterization="ctm",
             sampling=Sampling("ctm", 4, 2.0, sigma_min=0.01, spacing="interval"),
         )
     else:
-        made = small_pipeline(sampler="pingpong", steps=4, guidance=1.0)
+        made = small_pipeline(sampler="pingpong", steps=4, guidance=1.0, device=device)
     if kind == "spectral":
-        autoencoder = spectral().eval().requires_grad_(False)
+        autoencoder = spectral().to(device).eval().requires_grad_(False)
         made = PrestoPipeline(made.config, made.dit, autoencoder, conditioner=made.conditioner)
     return made
