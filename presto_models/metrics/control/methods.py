@@ -9,9 +9,11 @@ from typing import Any
 from presto_models.ditto import Control, DittoOptions, Optimized, optimize
 from presto_models.ditto.adaptor import adaptor_guided
 from presto_models.ditto.baselines import (
+    DoodlSettings,
     FreeDoMSettings,
     GuidanceGradientsSettings,
     MultiDiffusionSettings,
+    doodl,
     freedom,
     guidance_gradients,
     multidiffusion,
@@ -48,8 +50,9 @@ METHODS: dict[str, Method] = {
     "naive-masking": Method(naive_masking, PAINTING),
     "md": Method(multidiffusion, PAINTING, settings=MultiDiffusionSettings),
     "adaptor": Method(adaptor_guided, ("intensity", "melody"), adaptor=True),
-    "guidance-gradients": Method(guidance_gradients, (*PAINTING, "intensity"), settings=GuidanceGradientsSettings),
+    "guidance-gradients": Method(guidance_gradients, settings=GuidanceGradientsSettings),
     "freedom": Method(freedom, settings=FreeDoMSettings),
     "ditto-2": Method(optimize, searches=True),
     "ditto": Method(optimize, searches=True),
+    "doodl": Method(doodl, searches=True, settings=DoodlSettings),
 }
