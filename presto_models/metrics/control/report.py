@@ -185,5 +185,6 @@ def show_control(result: dict[str, Any]) -> None:
         if said := _left_out(entry):
             console.print(f"{entry['id']}: {said}", markup=False)
     console.print(
-        f"{meta['runs']} runs a row are wanted; a row of fewer says so, has no FAD, and under 5 no intervals."
+        f"{meta['runs']} runs a row are wanted; a row of fewer says so and has no FAD where others have more."
     )
+    console.print("Intervals are of 95 % and need 5 runs; a dash: fewer than half of the searches came there.")
