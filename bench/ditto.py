@@ -72,7 +72,8 @@ def run(options: DittoBenchOptions) -> int:
     device = machine.pick_device(options.device)
     sizes = options.sizes(device)
     report = results.start("ditto", options, device, [options.dtype])
-    report.summary |= {"config": options.config or options.checkpoint, "dtype": options.dtype}
+    models = " and ".join(dict.fromkeys(model(options, method) for method in options.methods))
+    report.summary |= {"config": models, "dtype": options.dtype}
     interrupted = False
     try:
         if options.curve:
@@ -93,6 +94,11 @@ def run(options: DittoBenchOptions) -> int:
         show.console.print("stopped; what was measured is kept")
         return 130
     return 1 if report.refused else 0
+
+
+def model(options: DittoBenchOptions, method: str) -> str:
+    """The name of what a method searches in."""
+    return options.config or (options.checkpoint if method == DITTO else options.student)
 
 
 def check_options(options: DittoBenchOptions) -> None:

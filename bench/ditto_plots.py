@@ -10,6 +10,7 @@ from bench.ditto_tasks import DITTO, DITTO_2
 from bench.results import Report
 
 COLOURS = {CHECKPOINTED: "tab:blue", KEPT: "tab:orange", DITTO: "tab:orange", DITTO_2: "tab:blue"}
+NAMES = {DITTO: "DITTO", DITTO_2: "DITTO-2"}
 LABELS = {CHECKPOINTED: "one checkpoint a call", KEPT: "every activation kept"}
 
 
@@ -36,32 +37,38 @@ def draw_curve(report: Report, path: str) -> None:
         panel.grid(alpha=0.3)
         panel.legend()
     settings = report.meta["settings"]
-    figure.suptitle(f"{model(settings)}, {settings['audio']:g} s, {settings['dtype']}", fontsize="medium")
+    figure.suptitle(
+        f"{settings['config'] or settings['checkpoint']}, {settings['audio']:g} s, {settings['dtype']}",
+        fontsize="medium",
+    )
     figures.save(figure, path)
 
 
 def draw_race(report: Report, path: str) -> None:
-    """Error of the music against the time to have it: every run, and where they reach each level."""
+    """Error of the music against the time to have it, every run."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     axes = figure.subplots()
-    seen = set()
+    named: set[str] = set()
     for row in report.rows:
         method = row["method"]
         seconds = (row["start_ms"] + row["finish_ms"] + np.cumsum([0, *row["samples_ms"]])) / 1e3
-        label = None if method in seen else {DITTO: "DITTO", DITTO_2: "DITTO-2"}[method]
-        axes.plot(seconds, row["errors"], color=COLOURS[method], alpha=0.7, label=label)
-        seen.add(method)
-    axes.set(xscale="log", yscale="log", xlabel="seconds until the music is there", ylabel="error, dB²")
+        heard = [(at, error) for at, error in zip(seconds, row["errors"], strict=True) if error is not None]
+        label = None if method in named else NAMES[method]
+        axes.plot(*zip(*heard, strict=True), color=COLOURS[method], alpha=0.7, label=label)
+        named.add(method)
+    axes.set(xscale="log", yscale="log", xlabel="seconds until the music is there", ylabel="error of the music, dB²")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    ratio = show.ratio(report.summary["race"]["levels"][-1], "ditto_over_ditto2") if report.summary["race"] else None
-    title = "loudness: error of the music as decoded"
-    axes.set_title(title if ratio is None else f"{title}; DITTO's last error {ratio} sooner", fontsize="medium")
+    last = report.summary["race"]["levels"][-1]
+    arrived = f"DITTO-2 arrives {show.ratio(last, 'ditto_over_ditto2')} sooner"
+    if last["ditto_over_ditto2"] == 0:
+        arrived = "DITTO-2 does not arrive in most runs"
+    axes.set_title(f"a crescendo, to {show.number(last['level'])} dB²: {arrived}", fontsize="medium")
     figures.save(figure, path)
-
-
-def model(settings: dict[str, object]) -> str:
-    """What was timed."""
-    return str(settings["config"] or settings["checkpoint"])
