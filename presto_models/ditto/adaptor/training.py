@@ -16,6 +16,7 @@ from presto_models.data.latents import LatentDataset
 from presto_models.diffusion import EDM, TrainingSigmas, edm_loss, initial_noise
 from presto_models.distill.cli import DistillOptions
 from presto_models.distill.teacher import Teacher
+from presto_models.ditto.adaptor.gain import KNOTS, with_gain
 from presto_models.ditto.adaptor.model import FILE, AdaptedDiT, Adaptor, AdaptorConfig, check_controls, save_adaptor
 from presto_models.ditto.adaptor.signals import CONTROLS, WIDTH, clip_signals
 from presto_models.ditto.features.loudness import FLOOR
@@ -38,6 +39,9 @@ class AdaptorTrainConfig:
         drop: how often each control is dropped; where all of them would be, one stays, so that a sample of no control,
             which teaches nothing, never comes.
         partial: how often what a sample is asked holds for a random stretch of the crop only.
+        gain: how often a sample's music is brought to another loudness, by a gain of random dB in ``gain_db`` at three
+            moments and linear between them.  Rendered music hardly changes in loudness (which tells 1.5 % of the
+            variance of our latents, melody 18 %), so there is little to learn from it as it is.  Ours.
         dim, mlp_dim, num_blocks, kernel_size: of the adaptor, see :class:`AdaptorConfig`.
         crops: the kinds of batches; batch counts all processes and micro-batches together.
         drops: how often a sample's text and tags are dropped, as in the teacher's own training.
@@ -51,6 +55,8 @@ class AdaptorTrainConfig:
     controls: tuple[str, ...] = CONTROLS
     drop: float = 0.5
     partial: float = 0.25
+    gain: float = 0.25
+    gain_db: tuple[float, float] = (-24.0, 3.0)
     dim: int = 256
     mlp_dim: int = 512
     num_blocks: int = 4
@@ -64,9 +70,11 @@ class AdaptorTrainConfig:
 
     def __post_init__(self) -> None:
         check_controls(self.controls)
-        for name in ("drop", "partial"):
+        for name in ("drop", "partial", "gain"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)}")
+        if not -80 <= self.gain_db[0] <= self.gain_db[1] <= 20:
+            raise ValueError(f"gain_db must be (lowest, highest) between -80 and 20, got {self.gain_db}")
 
 
 @dataclass
@@ -132,8 +140,8 @@ class AdaptorTask(Task):
         self.teacher.check_latents(config.data, self.music.train.mean)
         if self.conditioner.tags is not None:
             self.music.vocabulary = self.conditioner.tags.vocabulary
-        autoencoder = load_autoencoder(find_folder(config.teacher))
-        self.music.known = clip_signals((self.music.train, self.music.held_out), autoencoder)
+        self.autoencoder = load_autoencoder(find_folder(config.teacher))  # stays on the CPU, where batches are made
+        self.music.known = clip_signals((self.music.train, self.music.held_out), self.autoencoder)
         with seeded_weights(self.seed):
             self.adaptor = Adaptor(
                 AdaptorConfig(
@@ -151,9 +159,25 @@ class AdaptorTask(Task):
     def batch(self, step: int, part: int, parts: int) -> AdaptorBatch:
         kind, size, mine = self.music.share(step, part, parts)
         examples: Any = self.music.draw(kind, step, mine)
+        for row, sample in enumerate(mine):
+            self._regain(examples, row, generator(self.seed, "gain", step, sample))
         sigma = self.sigmas.sample(size, generator=generator(self.seed, "sigma", step))[mine.start : mine.stop]
         given = torch.stack([self._given(examples.clean.shape[1], step, sample) for sample in mine])
         return _batch(examples, given, sigma, [derived_seed(self.seed, "noise", step, sample) for sample in mine])
+
+    def _regain(self, examples: SignalExamples, row: int, random: torch.Generator) -> None:
+        """Bring a sample to another loudness, or leave it, in place."""
+        chance, *knots = torch.rand(1 + KNOTS, generator=random).tolist()
+        if chance >= self.config.gain:
+            return
+        low, high = self.config.gain_db
+        (mean, std), sigma_data = self.teacher.normalisation(), self.teacher.config.sigma_data
+        latents, told = with_gain(
+            self.autoencoder,
+            examples.clean[row] / sigma_data * std + mean,
+            low + (high - low) * torch.tensor(knots),
+        )
+        examples.clean[row], examples.signals[row] = (latents - mean) / std * sigma_data, told
 
     def _given(self, length: int, step: int, sample: int) -> Tensor:
         """What a sample is told, ``[N, 2]``."""

@@ -8,14 +8,15 @@ import torch
 from safetensors.torch import save_file
 
 from presto_models import DiT, DiTConfig, PrestoPipeline, randomize_weights
-from presto_models.autoencoders.loading import save_autoencoder
+from presto_models.autoencoders.loading import load_autoencoder, save_autoencoder
 from presto_models.autoencoders.spectral import SpectralAutoencoder, SpectralAutoencoderConfig
-from presto_models.checkpoint import load_weights
+from presto_models.checkpoint import find_folder, load_weights
 from presto_models.diffusion.sampling import Sampling
 from presto_models.diffusion_config import DiffusionConfig, save_diffusion
 from presto_models.ditto import Intensity, Melody
 from presto_models.ditto.adaptor import adaptor_guided, load_adaptor
-from presto_models.ditto.adaptor.signals import FILE, WIDTH
+from presto_models.ditto.adaptor.gain import with_gain
+from presto_models.ditto.adaptor.signals import FILE, WIDTH, signals
 from presto_models.ditto.adaptor.training import AdaptorTask, AdaptorTrainConfig, TrainAdaptorOptions, run
 from presto_models.text import Conditioner, TagVocabulary, load_text_encoder
 from presto_models.training.cli import make_fabric
@@ -88,7 +89,7 @@ def latents(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(teacher, latents):
-    values = {"teacher": str(teacher), "data": str(latents), "crops": [{"latents": 32, "batch": 8}]}
+    values = {"teacher": str(teacher), "data": str(latents), "crops": [{"latents": 32, "batch": 8}], "gain": 0.0}
     return build(AdaptorTrainConfig, values | SIZES | {"validation_crops": 6, "train": TRAIN})
 
 
@@ -132,10 +133,10 @@ def test_signals_are_kept_and_belong_to_their_crops(config, latents):
     first.music.known = {name: whole[:, :1].expand(-1, WIDTH) for name, whole in stored.items()}
     crops = [first.batch(step, 0, 1) for step in range(4)]
     for batch in crops:
-        for clean, signals, name in zip(batch.clean, batch.signals, batch.names, strict=True):
+        for clean, told, name in zip(batch.clean, batch.signals, batch.names, strict=True):
             own = min(len(stored[name]), 32)
-            torch.testing.assert_close(signals[:own, 0], clean[:own, 0] / 0.5 * 2 + 3, rtol=1e-3, atol=1e-3)
-            assert not bool(signals[own:, 1:].any()) and bool((signals[own:, 0] == -80).all())
+            torch.testing.assert_close(told[:own, 0], clean[:own, 0] / 0.5 * 2 + 3, rtol=1e-3, atol=1e-3)
+            assert not bool(told[own:, 1:].any()) and bool((told[own:, 0] == -80).all())
     weights, described = load_weights(latents / FILE, kind="control-signals")
     index = json.loads((latents / "index.json").read_text())
     assert described["mean"] == index["mean"] and set(weights) == set(known)
@@ -155,6 +156,34 @@ def test_batches_are_functions_of_the_step(task):
             seen.add((*some, everywhere[0]))
     both, loudness, melody, stretch = (True, True, True), (True, False, True), (False, True, False), (True, True, False)
     assert {both, loudness, melody, stretch} <= seen
+
+
+def test_some_music_is_brought_to_another_loudness(config):
+    """A share of the samples is other music to the model, and is told as what it has become; held-out music is not."""
+    plain, gained = (AdaptorTask(replace(config, gain=share, gain_db=(-30.0, -20.0))) for share in (0.0, 0.5))
+    for step in range(3):
+        before, after = plain.batch(step, 0, 1), gained.batch(step, 0, 1)
+        other = (before.clean != after.clean).flatten(1).any(1)
+        assert 0 < int(other.sum()) < 8
+        assert torch.equal(other, (before.signals != after.signals).flatten(1).any(1))
+    assert torch.equal(plain.music.validation([0]).clean, gained.music.validation([0]).clean)
+
+
+def test_gain_is_heard_as_it_is_asked():
+    """Through the autoencoder that ships: a chord under a falling gain, told as what its new latents sound like."""
+    autoencoder = load_autoencoder(find_folder("presto-tiny"))
+    time = torch.arange(5 * 44100) / 44100
+    chord = sum(0.1 * torch.sin(2 * torch.pi * hertz * time) for hertz in (262, 330, 392, 524, 660))
+    with torch.no_grad():
+        latents = autoencoder.encode(chord[None, None])[0]
+    same, as_it_is = with_gain(autoencoder, latents, torch.zeros(3))
+    quiet, told = with_gain(autoencoder, latents, torch.tensor([0.0, -20.0, -20.0]))
+    assert same.shape == quiet.shape == latents.shape
+    change = (told - as_it_is)[:, 0]
+    assert abs(float(change[75:].mean()) + 20) < 2 and abs(float(change[20:30].mean()) + 20 * 25 / 54) < 2
+    with torch.no_grad():
+        heard = autoencoder.decode(quiet[None])[0, 0]
+    assert torch.equal(told, signals(heard, 44100, len(quiet)))
 
 
 def test_gradients_and_weights_are_the_adaptors(task):
@@ -227,6 +256,7 @@ def test_bad_input_is_said(config, tmp_path):
         ({"controls": ("rhythm",)}, "rhythm"),
         ({"drop": 1.0}, "drop must be at least 0 and below 1"),
         ({"partial": -0.1}, "partial"),
+        ({"gain_db": (3.0, -24.0)}, "gain_db"),
     ):
         with pytest.raises(ValueError, match=said):
             replace(config, **changes)
