@@ -7,6 +7,7 @@ look      latency    prompt to waveform: stages, steps, percentiles, cold start,
           memory     what each stage holds
           ablate     each optimisation off, one at a time
           train      a training step;  distill   of each distillation method;  decode   the autoencoder
+          ditto      a step of the search for a starting noise, its memory, and DITTO-2 against DITTO
           quality    how good the music is that the fast model makes
 hold      gate       this checkout against another commit, timed in turn;  simulate   how often the gate is wrong
           compare    two result files
@@ -27,6 +28,7 @@ from bench import (
     compare,
     decode,
     distill,
+    ditto,
     docs,
     latency,
     memory,
@@ -52,6 +54,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "ablate": (ablate.AblateOptions, ablate.run),
     "train": (train.TrainOptions, train.run),
     "distill": (distill.DistillOptions, distill.run),
+    "ditto": (ditto.DittoBenchOptions, ditto.run),
     "decode": (decode.DecodeOptions, decode.run),
     "quality": (quality.QualityOptions, quality.run),
     "gate": (gate.GateOptions, gate.run),

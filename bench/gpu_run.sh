@@ -74,6 +74,8 @@ stage profile 75 "$python" -m bench steps --device cuda --config presto-32s --st
     --kernels "$out/kernels.txt" --trace "$out/trace.json" --json "$out/steps.json"
 stage distill 70 "$python" -m bench distill --device cuda --config presto-32s --blocks 8 --methods presto-l presto-s --seconds 3 \
     --json "$out/distill.json"
+stage ditto 60 "$python" -m bench ditto --device cuda --config presto-32s --dtype bf16 --audio 32 --no-memory --rounds 5 --seconds 4 \
+    --json "$out/ditto.json"
 stage kept 50 "$python" -m bench distill --kept --device cuda --config presto-32s --blocks 8 --batch 8 --seconds 5 \
     --json "$out/distill-kept.json"
 stage ablate 50 "$python" -m bench ablate --device cuda --config presto-32s --dtype bf16 --seconds 5 --json "$out/ablate.json"

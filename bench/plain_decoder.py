@@ -1,19 +1,24 @@
-"""An Oobleck decoder's weights in PyTorch's own layers: Conv1d, ConvTranspose1d and Snake as everybody writes it.
+"""A decoder's weights in PyTorch's own layers: Conv1d, ConvTranspose1d, LayerNorm and Snake as everybody writes it.
 
-It computes what :meth:`presto_models.autoencoders.Oobleck.decode` computes, whole and in ``[B, C, T]``, as diffusers'
-module does, which a GPU runner need not have.
+Of an Oobleck it computes what :meth:`presto_models.autoencoders.Oobleck.decode` computes, whole and in ``[B, C, T]``,
+as diffusers' module does, which a GPU runner need not have.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from bench import plain_ops
 from presto_models.autoencoders.oobleck import Oobleck
 from presto_models.autoencoders.oobleck_layers import Conv, ResidualUnit, Snake, Up
+from presto_models.autoencoders.spectral import ConvNeXtBlock, Norm, SpectralAutoencoder
 from presto_models.autoencoders.stretches import Chain
+
+NORM_EPS = 1e-6  # of adaln_modulate, which the fused norm calls
 
 
 def plain_decoder(autoencoder: Oobleck, dtype: torch.dtype | None = None) -> Callable[[Tensor], Tensor]:
@@ -31,6 +36,30 @@ def plain_decoder(autoencoder: Oobleck, dtype: torch.dtype | None = None) -> Cal
         return module(latents.to(dtype or own.dtype).mT).to(wide)
 
     return decode
+
+
+def plain_spectral(autoencoder: SpectralAutoencoder, dtype: torch.dtype | None = None) -> SpectralAutoencoder:
+    """A copy whose decoder's blocks are PyTorch's own; what follows them, phases and transforms, is PyTorch anyway.
+
+    Args:
+        dtype: of the copy; None: the autoencoder's.
+    """
+    plain = copy.deepcopy(autoencoder)
+    plain.decoder = nn.Sequential(*map(_plain, plain.decoder))
+    return plain.to(dtype=dtype).eval().requires_grad_(False)
+
+
+class PlainConvNeXt(nn.Module):
+    """x + gate W2 swiglu(W1 norm(depthwise(x))) on tokens ``[B, N, D]``."""
+
+    def __init__(self, layer: ConvNeXtBlock) -> None:
+        super().__init__()
+        self.depthwise, self.norm = layer.depthwise, _plain(layer.norm)
+        self.proj_in, self.proj_out, self.gate = layer.proj_in, layer.proj_out, layer.gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.depthwise(x.mT).mT)
+        return torch.addcmul(x, self.gate, self.proj_out(plain_ops.swiglu(self.proj_in(h))))
 
 
 class PlainSnake(nn.Module):
@@ -67,6 +96,12 @@ def _plain(layer: nn.Module) -> nn.Module:
         return _convolution(layer.weight, layer.bias, padding=layer.reach, dilation=layer.dilation)
     if isinstance(layer, Up):
         return _transposed(layer)
+    if isinstance(layer, ConvNeXtBlock):
+        return PlainConvNeXt(layer)
+    if isinstance(layer, Norm):
+        return _layer_norm(layer)
+    if isinstance(layer, nn.Linear):
+        return layer
     raise TypeError(f"a decoder has no {type(layer).__name__}")
 
 
@@ -85,6 +120,12 @@ def _transposed(layer: Up) -> nn.ConvTranspose1d:
     # Up.matrix undone: [s C', 2 C] to [C, C', 2 s].
     module.weight = _copy(layer.weight.view(stride, out_channels, 2, channels).permute(3, 1, 2, 0).flatten(2))
     module.bias = _copy(layer.bias)
+    return module
+
+
+def _layer_norm(layer: Norm) -> nn.LayerNorm:
+    module = nn.LayerNorm(layer.weight.shape, eps=NORM_EPS, device="meta")
+    module.weight, module.bias = _copy(layer.weight), _copy(layer.bias)
     return module
 
 

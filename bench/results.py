@@ -43,6 +43,7 @@ IDENTITY = (
     "value",
     "batch",
     "latents",
+    "seed",
     "turn",
     "step",
     "kind",

@@ -53,6 +53,16 @@ class Meter:
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
+    def available(self) -> int | None:
+        """What could still be taken without pushing anything out; None where the system does not tell."""
+        if self.cuda:
+            return torch.cuda.mem_get_info(self.device)[0]
+        try:
+            lines = Path("/proc/meminfo").read_text().splitlines()
+        except OSError:
+            return None
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), None)
+
     def reserved(self) -> int | None:
         """The most the GPU's allocator took from the driver since the last :meth:`reset`; None on a CPU."""
         return torch.cuda.max_memory_reserved(self.device) if self.cuda else None

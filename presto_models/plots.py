@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from presto_models.files import written_beside
 
 FORMATS = (".png", ".pdf", ".svg", ".jpg")
 MEL_BINS, N_FFT, HOP = 128, 4096, 1024
+TICKS = (125, 250, 500, 1000, 2000, 4000, 8000, 16000)  # Hz
 RANGE_DB = 80.0  # what is shown below the loudest
 
 
@@ -57,8 +59,12 @@ def plot_audio(waveform: Tensor, sample_rate: int, path: str | os.PathLike[str],
     return path
 
 
-def draw_mel(axes: Any, audio: Tensor, sample_rate: int) -> Any:
-    """The mel spectrogram of ``[samples]`` over seconds, on matplotlib's ``axes``; its image, for a colour bar."""
+def draw_mel(axes: Any, audio: Tensor, sample_rate: int, *, ticks: Sequence[int] = TICKS) -> Any:
+    """The mel spectrogram of ``[samples]`` over seconds, on matplotlib's ``axes``; its image, for a colour bar.
+
+    Args:
+        ticks: Hz; those there is room for.
+    """
     shown = axes.imshow(
         mel_spectrogram(audio, sample_rate).numpy(),
         origin="lower",
@@ -67,9 +73,8 @@ def draw_mel(axes: Any, audio: Tensor, sample_rate: int) -> Any:
         cmap="magma",
         interpolation="nearest",
     )
-    ticks = [f for f in (125, 250, 500, 1000, 2000, 4000, 8000, 16000) if f < sample_rate / 2]
-    top = _mel(sample_rate / 2)
-    axes.set_yticks([MEL_BINS * _mel(f) / top for f in ticks], [f"{f:g}" for f in ticks])
+    there, top = [f for f in ticks if f < sample_rate / 2], _mel(sample_rate / 2)
+    axes.set_yticks([MEL_BINS * _mel(f) / top for f in there], [f"{f:g}" for f in there])
     axes.set(ylabel="Hz (mel)")
     return shown
 

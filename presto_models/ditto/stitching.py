@@ -15,7 +15,7 @@ which at rho = 1 is the fade of constant sum and at rho = 0 that of constant pow
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -92,7 +92,7 @@ def stitch(
     at, entry = start + seam.at, seam.at - seam.shift
     faded = _faded(reference[:, at:], new[:, entry:], seam)
     audio = torch.cat((reference[:, :at], faded, new[:, entry + seam.width :]), 1)
-    return Joined(audio, (_moved(seam, at),))
+    return Joined(audio, (replace(seam, at=at),))
 
 
 def insert(
@@ -122,36 +122,33 @@ def insert(
         raise ValueError(f"gap must lie inside the reference's {length} samples, from before to, got {gap}")
     left, right = (overlap, overlap) if isinstance(overlap, int) else overlap
     left, right = left if start else 0, right if stop < length else 0
-    if (
-        not (0 <= left <= start and 0 <= right <= length - stop)
-        or (start and not left)
-        or (stop < length and not right)
-    ):
-        raise ValueError(
-            f"overlap must be at least 1 and at most the {start} samples before the gap and the {length - stop} behind "
-            f"it, got {overlap}"
-        )
     if start == 0 and stop == length:
         raise ValueError(f"gap must leave some of the reference's {length} samples, got {gap}")
+    for there, side in ((start, left), (length - stop, right)):
+        if there and not 1 <= side <= there:
+            raise ValueError(
+                f"overlap must be at least 1 and at most the {start} samples before the gap and the {length - stop} "
+                f"behind it, got {overlap}"
+            )
     if new.shape[1] < stop + right:
         raise ValueError(f"new must reach to the overlap's end at {stop + right} samples, got {new.shape[1]}")
-    max_shift = max_shift if left and right else 0.0
-    places = [place for place in ((start - left, start), (stop, stop + right)) if place[0] < place[1]]
-    # One shift for both: the room for it is that of the shorter overlap.
-    room = min(max_shift * sample_rate, *((b - a) // 4 for a, b in places)) / sample_rate
-    found = [_search(reference[:, a:b], new[:, a:b], sample_rate, fade, room) for a, b in places]
-    shift = int(sum(search.scores.amax(0) for search in found).argmax()) - found[0].shift  # type: ignore[union-attr]
-    seams = [
-        _moved(search.best(shift), a + search.best(shift).at) for search, (a, _) in zip(found, places, strict=True)
-    ]
+    places = [(a, b) for a, b in ((start - left, start), (stop, stop + right)) if a < b]
+    # One shift for both seams: the room for it is that of the shorter overlap.
+    most = min(max_shift, *((b - a) // 4 / sample_rate for a, b in places)) if left and right else 0.0
+    found = [_search(reference[:, a:b], new[:, a:b], sample_rate, fade, most) for a, b in places]
+    shift = int(torch.stack([search.scores.amax(0) for search in found]).sum(0).argmax()) - found[0].shift
+    seams = []
+    for search, (a, _) in zip(found, places, strict=True):
+        seam = search.best(shift)
+        seams.append(replace(seam, at=a + seam.at))
     first = seams[0].at if left else 0
     last = seams[-1].at + seams[-1].width if right else length
     audio = reference.clone()
     audio[:, first:last] = new[:, first - shift : last - shift]
-    for index, seam in enumerate(seams):
+    for seam in seams:
         old, fresh = reference[:, seam.at :], new[:, seam.at - shift :]
-        entering = left and index == 0
-        audio[:, seam.at : seam.at + seam.width] = _faded(*((old, fresh) if entering else (fresh, old)), seam)
+        going, coming = (old, fresh) if seam.at < start else (fresh, old)
+        audio[:, seam.at : seam.at + seam.width] = _faded(going, coming, seam)
     return Joined(audio, tuple(seams))
 
 
@@ -193,8 +190,8 @@ def loop(
         _faded(reference[:, leave + out.at :], new[:, out.at - out.shift :], out),
         new[:, out.at - out.shift + out.width : start],
     )
-    first = _moved(home, pieces[0].shape[1])
-    second = _moved(out, sum(piece.shape[1] for piece in pieces[:3]))
+    first = replace(home, at=pieces[0].shape[1])
+    second = replace(out, at=sum(piece.shape[1] for piece in pieces[:3]))
     return Joined(torch.cat(pieces, 1), (first, second))
 
 
@@ -214,7 +211,7 @@ def loop_edge(
     at, entry, start = again + seam.at, seam.at - seam.shift, again + seam.shift
     faded = _faded(new[:, at:], new[:, entry:], seam)
     audio = torch.cat((new[:, start:at], faded, new[:, entry + seam.width : start]), 1)
-    return Joined(audio, (_moved(seam, at - start),))
+    return Joined(audio, (replace(seam, at=at - start),))
 
 
 def seam_jump(audio: Tensor, at: int, *, width: int = 1, around: int = 512) -> float:
@@ -275,10 +272,6 @@ def _faded(old: Tensor, new: Tensor, seam: Seam) -> Tensor:
     rho = min(max(seam.correlation, 0.0), 1.0)
     gain = ((1 - t).square() + t.square() + 2 * rho * t * (1 - t)).rsqrt()
     return (old * ((1 - t) * gain) + new * (t * gain)).to(old.dtype)
-
-
-def _moved(seam: Seam, at: int) -> Seam:
-    return Seam(at, seam.width, seam.shift, seam.correlation)
 
 
 def _check(sample_rate: int, fade: float, max_shift: float, **audio: Tensor) -> None:

@@ -62,11 +62,15 @@ class RealMusic:
         rows += [{"name": name, **self.compared(name, clips)} for name, clips in sets.items()]
         return [row | {"agreement": agreement.get(row["name"])} for row in rows]
 
-    def compared(self, name: str, clips: EmbeddedClips) -> dict[str, Any]:
-        """FAD, MMD, KID, and where there are clips enough density, recall and coverage, of as many clips as there are
-        test clips."""
+    def compared(self, name: str, clips: EmbeddedClips, numbers: Sequence[int] | None = None) -> dict[str, Any]:
+        """FAD, MMD, KID, and where there are clips enough density, recall and coverage.
+
+        Args:
+            clips: as many as there are test clips, or as ``numbers``: those it is compared with.
+        """
+        real = self.test if numbers is None else _some(self.test, numbers)
         found = compare(
-            self.test,
+            real,
             {name: clips},
             floor="validation",
             ceiling="noise",
@@ -77,10 +81,14 @@ class RealMusic:
             progress=lambda numbers: shown(numbers, f"{name} resamples", self.resamples),
         )
         enough = len(clips.means) > NEIGHBOURS
-        near = density_and_coverage(self.test.means, clips.means)._asdict() if enough else {}
+        near = density_and_coverage(real.means, clips.means)._asdict() if enough else {}
         return {measure: distances.to_reference[name].as_dict() for measure, distances in found.items()} | near
 
     def agreement(self, clips: EmbeddedClips, numbers: Sequence[int] | None = None) -> dict[str, Any]:
         """Tag to how often it is heard; ``numbers``: as for :meth:`TagJudge.of`."""
         found = {tag: judge.of(clips, numbers) for tag, judge in self.judges.items()}
         return {tag: {name: v for name, v in of.items() if name != "confusion"} for tag, of in found.items()}
+
+
+def _some(clips: EmbeddedClips, numbers: Sequence[int]) -> EmbeddedClips:
+    return EmbeddedClips(clips.embeddings[list(numbers)], tuple(clips.pieces[number] for number in numbers))

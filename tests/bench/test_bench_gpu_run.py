@@ -9,7 +9,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("build", "environment", "tests", "ops", "latency", "profile", "distill", "kept")
+STAGES = ("build", "environment", "tests", "ops", "latency", "profile", "distill", "ditto", "kept")
 
 
 def gpu_run(*arguments, **environment):

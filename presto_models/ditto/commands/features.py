@@ -45,7 +45,7 @@ class MelodyOptions(ControlOptions):
     """A CSV file with the header seconds,note (C4, F#3, Bb or rest, held until the next), or a recording."""
     seconds: float = 10.0
     """How much is generated."""
-    steps: int = 150
+    steps: int = 60
     """Of Adam, at most."""
 
     def task(self) -> Task:
@@ -63,7 +63,7 @@ class StructureOptions(ControlOptions):
     """ABBA, parts of one length, or with relative lengths, "A4 B8 B8 A4"."""
     seconds: float = 10.0
     """How much is generated."""
-    steps: int = 150
+    steps: int = 60
     """Of Adam, at most."""
 
     def task(self) -> Task:
@@ -82,7 +82,7 @@ class TransferOptions(ControlOptions):
     """From and to, in seconds of the recording; without it all of it."""
     seconds: float = 10.0
     """How much is generated."""
-    steps: int = 150
+    steps: int = 60
     """Of Adam, at most."""
 
     def task(self) -> Task:

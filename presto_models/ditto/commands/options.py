@@ -35,9 +35,9 @@ class ControlOptions(ABC):
     """No picture."""
     num_samples: int = 1
     """Candidates, optimised side by side; the best is written first."""
-    steps: int = 70
+    steps: int = 40
     """Of Adam, at most."""
-    learning_rate: float = 5e-3
+    learning_rate: float = 0.03
     """Of Adam."""
     threshold: float | None = None
     """An error that is good enough, in the control's own units: the search ends there."""

@@ -11,6 +11,7 @@ import torch
 from presto_models.metrics.clips import read_mono
 from presto_models.metrics.control.options import ControlTableOptions
 from presto_models.metrics.control.runs import Run, Runs
+from presto_models.metrics.control.summary import FEWEST
 from presto_models.metrics.ears import Ears, Tagger
 from presto_models.metrics.embedded import EmbeddedClips
 from presto_models.metrics.provenance import digest
@@ -61,17 +62,22 @@ class Hearing:
         key = digest([self.common, weights])
         return known if known.get("key") == key else {"key": key, "rows": self.real.references(autoencoder, weights)}
 
-    def row(self, known: dict[str, Any], row: str, found: Sequence[Run], kept: Runs) -> dict[str, Any]:
-        """``agreement`` of the tags, and where all runs are there ``fad`` and what else :class:`RealMusic` compares:
-        a FAD from fewer clips is larger, so it stands beside no other.  ``known`` where that is of the same runs."""
-        key = digest([self.common, self.runs, [run.key for run in found]])
+    def row(
+        self, known: dict[str, Any], row: str, found: Sequence[Run], kept: Runs, *, whole: Sequence[int]
+    ) -> dict[str, Any]:
+        """``agreement`` of the tags; and of a row that has the ``whole`` task's runs ``fad`` and what else
+        :class:`RealMusic` compares with the clips of these runs: a FAD from fewer clips is larger, so it stands beside
+        no other.  ``known`` where that is of the same runs; ``of`` says which."""
+        key = digest([self.common, list(whole), [run.key for run in found]])
         if known.get("key") == key:
             return known
-        pieces = [self.splits.test[run.number].piece for run in found]
-        each = [self._one(row, run, kept) for run in found]
-        clips = EmbeddedClips(torch.cat(each), tuple(pieces))
-        heard = {"key": key, "agreement": self.real.agreement(clips, [run.number for run in found])}
-        return heard | self.real.compared(row, clips) if len(found) == self.runs else heard
+        pieces = tuple(self.splits.test[run.number].piece for run in found)
+        clips = EmbeddedClips(torch.cat([self._one(row, run, kept) for run in found]), pieces)
+        numbers = [run.number for run in found]
+        heard = {"key": key, "of": heard_of(found), "agreement": self.real.agreement(clips, numbers)}
+        if numbers != list(whole) or len(found) < FEWEST:
+            return heard
+        return heard | self.real.compared(row, clips, numbers)
 
     def _one(self, row: str, run: Run, kept: Runs) -> torch.Tensor:
         """``[1, patches, D]``; kept on disk."""
@@ -82,3 +88,8 @@ class Hearing:
 
         name = f"{row}/{run.number:04d}"
         return self.ears.listen(name, waveform(), [run.piece], made_from={"run": run.key}).embeddings
+
+
+def heard_of(found: Sequence[Run]) -> str:
+    """What tells these runs from others."""
+    return digest([run.key for run in found])

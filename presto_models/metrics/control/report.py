@@ -139,7 +139,8 @@ def made(meta: dict[str, Any]) -> str:
     tags = f" Tags heard: {' / '.join(meta['tags'])}." if meta["tags"] else ""
     return (
         f"{meta['runs']} runs of {meta['seconds']:g} s a row, each from a held-out clip of a piece of its own; 95 % "
-        f"intervals over runs, {meta['resamples']} resamples; FAD with shrinkage {meta['shrinkage']:g}.{tags} "
+        f"intervals over runs, {meta['resamples']} resamples; FAD with shrinkage {meta['shrinkage']:g}; "
+        f"seconds on a CPU are of processor time.{tags} "
         f"{meta['device']}, torch {meta['torch']} (`{meta['command']}`)."
     )
 
@@ -185,5 +186,6 @@ def show_control(result: dict[str, Any]) -> None:
         if said := _left_out(entry):
             console.print(f"{entry['id']}: {said}", markup=False)
     console.print(
-        f"{meta['runs']} runs a row are wanted; a row of fewer says so, has no FAD, and under 5 no intervals."
+        f"{meta['runs']} runs a row are wanted; a row of fewer says so and has no FAD where others have more."
     )
+    console.print("Intervals are of 95 % and need 5 runs; a dash: fewer than half of the searches came there.")

@@ -19,8 +19,8 @@ class Run:
 
     ``number``: from 0; ``seed``: its noise.  ``caption``, ``piece``: of the held-out clip.  ``error``: of the music;
     ``before``: of the music without control; ``drift``: see :class:`presto_models.ditto.Outcome`.  ``history``: the
-    error before each step of a search.  ``seconds``: of the whole call.  ``memory``: the most bytes it held beyond what
-    was held before; None: not known.  ``made_on``: device, torch, threads.
+    error before each step of a search.  ``seconds``: of the whole call, of processor time on a CPU.  ``memory``: the
+    most bytes it held beyond what was held before; None: not known.  ``made_on``: device, torch, threads.
     """
 
     key: str

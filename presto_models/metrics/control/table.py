@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from presto_models.files import written_beside
-from presto_models.metrics.control.hearing import Hearing
+from presto_models.metrics.control.hearing import Hearing, heard_of
 from presto_models.metrics.control.making import Making
 from presto_models.metrics.control.options import ControlTableOptions
 from presto_models.metrics.control.race import race
@@ -41,6 +41,7 @@ class Table:
         self.weights: dict[str, dict[str, str]] = {}
         self.found: dict[str, dict[int, Run]] = {}
         self.entries: dict[str, dict[str, Any]] = {}
+        self.races: dict[str, dict[str, Any] | None] = {}
         for row in rows:
             self.entries[row.id] = self._told(row)
             try:
@@ -83,12 +84,14 @@ class Table:
         if found:
             options = self.options
             entry |= summarise(found, row.asked.threshold, resamples=options.resamples, seed=options.seed)
-            entry["heard"] = self.earlier.get(row.id, {}).get("heard", {})
+            heard = self.earlier.get(row.id, {}).get("heard", {})
+            entry["heard"] = heard if heard.get("of") == heard_of(found) else {}
             entry["made_on"] = sorted({run.made_on["device"] for run in found})
         else:
             entry["left_out"] = f"every run failed: {failures[0]}" if failures else "no run yet"
         entry["runs"] = len(found)
         self.entries[row.id] = entry
+        self.races.pop(row.task, None)
 
     def of(self, row: Row) -> list[Run]:
         """Its finished runs, by number."""
@@ -104,21 +107,25 @@ class Table:
         self.write()
         for row in self.rows:
             if found := self.of(row):
+                whole = {run.number for other in self.rows if other.task == row.task for run in self.of(other)}
                 entry = self.entries[row.id]
-                entry["heard"] = hearing.row(entry["heard"], row.id, found, self.runs)
+                entry["heard"] = hearing.row(entry["heard"], row.id, found, self.runs, whole=sorted(whole))
                 self.write()
 
     def result(self) -> dict[str, Any]:
-        return {
-            "meta": self._meta(),
-            "references": self.references,
-            "rows": list(self.entries.values()),
-            "races": self._races(),
-        }
+        """Plain JSON."""
+        return _finite(
+            {
+                "meta": self._meta(),
+                "references": self.references,
+                "rows": list(self.entries.values()),
+                "races": self._races(),
+            }
+        )
 
     def write(self) -> None:
         with written_beside(self.path) as beside:
-            beside.write_text(json.dumps(_finite(self.result()), indent=1, allow_nan=False))
+            beside.write_text(json.dumps(self.result(), indent=1, allow_nan=False))
 
     def _told(self, row: Row) -> dict[str, Any]:
         """What is known of it before any run."""
@@ -135,13 +142,15 @@ class Table:
 
     def _races(self) -> list[dict[str, Any]]:
         """Of each task with both rows: how much sooner the second comes to the error the first ends with."""
-        races = []
         for task in dict.fromkeys(row.task for row in self.rows):
-            sides = [[run for row in self.rows if row.id == f"{task}/{name}" for run in self.of(row)] for name in RACE]
-            found = race(*sides, resamples=self.options.resamples, seed=self.options.seed) if all(sides) else None
-            if found is not None:
-                races.append({"task": task, "of": RACE[0], "by": RACE[1], **found})
-        return races
+            if task not in self.races:
+                self.races[task] = self._race(task)
+        return [found for found in self.races.values() if found is not None]
+
+    def _race(self, task: str) -> dict[str, Any] | None:
+        sides = [[run for row in self.rows if row.id == f"{task}/{name}" for run in self.of(row)] for name in RACE]
+        found = race(*sides, resamples=self.options.resamples, seed=self.options.seed)
+        return None if found is None else {"task": task, "of": RACE[0], "by": RACE[1], **found}
 
 
 _SAID = ("rows", "out", "runs", "seconds", *_MEASURING)

@@ -122,7 +122,7 @@ class IntensityTask(ControlTask):
         depth: dB from there to their highest and lowest.
     """
 
-    level: float = -22.0
+    level: float = -24.0
     depth: float = 6.0
 
     unit: ClassVar[str] = "dB²"

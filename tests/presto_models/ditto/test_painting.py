@@ -191,6 +191,13 @@ def test_joined_lengths(pipeline, stereo):
     assert joined.audio.shape[1] == 99 * HOP + joined.seams[0].shift
     filled = Inpaint(reference=audio(seconds), sample_rate=RATE, gap=(0.4, 0.6), overlap=0.2).join(pipeline, music)
     assert filled.audio.shape == music.shape and len(filled.seams) == 2
+    # A reference that fills as many latents, its last not as far; and a gap that reaches its end.
+    for longer in (audio(0.992), audio(0.985)):
+        end = longer.shape[1] / RATE
+        filled = Inpaint(reference=longer, sample_rate=RATE, gap=(0.4, 0.6), overlap=None).join(pipeline, music)
+        assert filled.audio.shape[1] == longer.shape[1] and len(filled.seams) == 2
+        filled = Inpaint(reference=longer, sample_rate=RATE, gap=(0.4, end), overlap=0.2).join(pipeline, music)
+        assert filled.audio.shape[1] == min(longer.shape[1], own) and len(filled.seams) == 1
 
 
 def test_another_rate_and_two_channels(pipeline):

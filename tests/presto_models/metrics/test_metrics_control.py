@@ -214,6 +214,9 @@ def test_a_row_of_few_runs_says_so_and_has_no_intervals(small, stage):
     assert ditto["runs"] == 2 and ditto["error"]["low"] is None and "fad" not in ditto["heard"]
     assert entries(result)["outpaint/ditto-2"]["left_out"] == "no run yet" and result["races"] == []
     assert "| ditto | 2 of 5 |" in markdown(result)
+    measure(small, [NONE], stage, Bands)
+    (none,) = measure(replace(small, runs=6, collect=True), [NONE], stage, Bands)["rows"]
+    assert none["runs"] == 5 < none["of_runs"] and none["heard"]["fad"]["value"] > 0, "all its task has"
 
 
 def test_a_run_that_fails_is_told_and_tried_again(small, stage, made, monkeypatch):

@@ -19,11 +19,11 @@ from presto_models.ditto.shown import progress_bar
 from presto_models.pipeline import PrestoPipeline
 from presto_models.text.tags import Tags
 
-# presto-tiny, 10 s, DDIM in 10 steps, mean of two seeds: at strength 0.05, 0.1 and the last of 0.15 (loudness) or 0.2
-# (the others), the error of loudness (dB^2, a ramp from -40 to -15; 76 without control) is 20, 3.5 and 1.1; of a melody
-# (nats; 3.6) 1.28, 0.89 and 0.37; of the form ABBA (0.76) 0.033, 0.005 and 0.001; of 2 s of outpainting (0.47) -, 0.078
-# and 0.049.  At 0.2 the latents are a third too large (RMS 0.69 and 0.67 for melody and form, of 0.5) and from 0.4 on
-# the network no longer takes them for music (its own error on them 1.5 to 2.5 times that on its own samples).
+# presto-tiny, bf16, 10 s, DDIM in 10 steps, mean of two seeds.  Error without control and at 0.05, 0.1, 0.2: a melody
+# (nats) 3.6, 1.28, 0.89, 0.37; the form ABBA 0.76, 0.033, 0.005, 0.001; 2 s of outpainting (squared latents) at 0.1 and
+# 0.2: 0.47, 0.078, 0.049; loudness (dB^2, a ramp from -40 to -15) at 0.05, 0.1, 0.15: 76, 20, 3.5, 1.1.  What it costs:
+# latents of RMS 0.47 become 0.5, 0.56 and, at 0.2, 0.68 for melody and form; at 0.4 (3 s given) the network's own error
+# on them is 1.4 times (at noise 0.15) and 2.4 times (at 0.5) that on its own samples.
 STRENGTH = 0.1
 
 
@@ -35,7 +35,7 @@ class FreeDoMSettings:
         strength: how far a guided step goes, as a share of how far the sampler's step went [our choice, measured; their
             code has 0.02 for faces by CLIP and, of the guidance term instead, 0.2 for style].
         repeats: how often each step in ``travel`` is made: between two of them x is noised back ("time travel").
-        travel: (from, to) as shares of the walk, the steps that are repeated.
+        travel: (from, to) as shares of the walk, the steps that are repeated; theirs for style.
     """
 
     strength: float = STRENGTH
@@ -77,7 +77,7 @@ def freedom(
         x' = step(x) - eta g,        eta = strength |step(x) - x| / |g|
 
     | | is the root mean square over a sample.  eta is FreeDoM's of its released code, where the numerator is the size
-    of the model's noise times what the step takes of it.  That is how far the sampler's step moves x; said so it holds
+    of the model's noise times what the step takes of it.  That is how far the sampler's step moves x; said so, it holds
     in EDM's terms and for every sampler [our reading].  A gradient that is zero or not finite changes nothing.
 
     Args: as for :func:`presto_models.ditto.optimize`; of ``options`` only the walk that makes the music is used.

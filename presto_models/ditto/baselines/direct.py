@@ -10,8 +10,8 @@ both chains with respect to the noise that both begin at,
 
 Where the numbers come from: tied chains, momentum 0.9, clipping, perturbation 1e-4, renormalisation, p = 0.93 and the
 error taken on both chains are the defaults of the authors' code.  There the learning rate is a factor before each loss
-and differs from loss to loss; DITTO's comparison (2401.12179, section 5.2) says only that DOODL had DITTO's own, 5e-3,
-noise injection and renormalisation.  That Adam takes the step (whose first moment is the momentum) is our choice: it
+and differs from loss to loss; DITTO's comparison (2401.12179, section 5.2) says only that DOODL had DITTO's own, noise
+injection and renormalisation.  That Adam takes the step (whose first moment is the momentum) is our choice: it
 is what makes one learning rate mean the same for every control.  EDICT walks over Stable Diffusion's range of noise
 levels, for which p was chosen, and not over the checkpoint's: see :mod:`presto_models.ditto.baselines.edict` for what
 happens there.
@@ -158,9 +158,10 @@ def doodl(
     Args:
         controls, prompt, seconds, seed, tags, num_samples, stereo, callback, progress: as for
             :func:`presto_models.ditto.optimize`.
-        options: its steps, learning rate, number of sampling steps (None: 20, at least 2), guidance, rho, depth and
-            threshold are used.  The sampler is DDIM's, in EDICT's two chains, and there is no surrogate; nothing is
-            stored between calls, whatever ``checkpointed`` says.
+        options: its steps, learning rate, number of sampling steps (None: 20, at least 2), guidance, rho and spacing
+            (None: the checkpoint's and "endpoint", of a student too), depth and threshold are used.  The sampler is
+            DDIM's, in EDICT's two chains, and there is no surrogate; nothing is stored between calls, whatever
+            ``checkpointed`` says.
         settings: see :class:`DoodlSettings`; None: its defaults.
 
     The music is the first chain's.  ``before`` in the outcomes is DDIM's in one chain, from the same noise: what
@@ -170,7 +171,7 @@ def doodl(
     Raises:
         TypeError, ValueError: something does not fit; controls are checked before the first step.
         ArithmeticError: every sample's error was NaN or infinite; or EDICT could not be undone (the noise came back
-            changed by more than 5 % of its largest magnitude), so that the gradients were of another walk.
+            changed by more than 1 % of its largest magnitude), so that the gradients were of another walk.
     """
     options, settings = options or DittoOptions(), settings or DoodlSettings()
     if options.sampler not in (None, "ddim"):
@@ -179,6 +180,14 @@ def doodl(
         raise ValueError(f"options.surrogate_steps must be None: DOODL has no surrogate, got {options.surrogate_steps}")
     if options.sampling_steps == 1:
         raise ValueError("options.sampling_steps must be at least 2: EDICT's second chain would stay noise, got 1")
+    options = replace(
+        options,
+        sampler="ddim",
+        sampling_steps=options.sampling_steps or 20,
+        rho=options.rho or pipeline.config.sampling.rho,
+        spacing=options.spacing or "endpoint",
+        checkpointed=False,
+    )
     setup = Setup.of(
         pipeline,
         controls,
@@ -188,7 +197,7 @@ def doodl(
         tags=tags,
         num_samples=num_samples,
         stereo=stereo,
-        options=replace(options, sampler="ddim", checkpointed=False),
+        options=options,
     )
     options, sampling = setup.options, setup.far.sampling
     if settings.noise_range is not None:
@@ -234,7 +243,7 @@ def _norm(noise: Tensor) -> Tensor:
 
 def _check_undone(walk: Edict) -> None:
     off = None if walk.off is None else float(walk.off.nan_to_num(0.0).max())
-    if off is not None and off > 0.05:
+    if off is not None and off > 0.01:
         raise ArithmeticError(
             f"EDICT came back to another noise, {off:.2g} of its largest magnitude away: rounding of {walk.state} was "
             f"enlarged {walk.amplification:.3g} times by the mixing alone; use state 'float64' or fewer sampling steps"
