@@ -135,7 +135,7 @@ def run(
         ArithmeticError: every sample had an error that was NaN or infinite; ``save`` is written first.
     """
     config = {} if config is None else config
-    names, took = [b.name for b in search.bound], []
+    names, took = [b.name for b in search.bound], list[float]()
     first, saved = int(search.done), time.monotonic()
     reader = _Reader(search)
     advance(first, None)
