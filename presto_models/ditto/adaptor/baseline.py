@@ -36,12 +36,12 @@ def adaptor_guided(
     stereo: bool = False,
     options: DittoOptions | None = None,
     scale: float = 1.0,
+    guided: bool = True,
     progress: bool = False,
 ) -> Optimized:
     """Music that follows its controls as a trained adaptor has it: one walk of the sampler, nothing is optimised.
 
-    The baseline of Music ControlNet (2311.07069).  The text is guided as the walk's plan says, and the controls are on
-    in both halves of it.
+    The baseline of Music ControlNet (2311.07069).
 
     Args:
         controls: of loudness (:class:`presto_models.ditto.Intensity`) or melody (:class:`presto_models.ditto.Melody`),
@@ -50,6 +50,9 @@ def adaptor_guided(
         prompt, seconds, seed, tags, num_samples, stereo: as for :func:`presto_models.ditto.optimize`.
         options: the walk it goes; of the search nothing is read.
         scale: what the adaptor adds is multiplied with; 0 is the model by itself.
+        guided: classifier-free guidance, at the walk's scale, pulls towards the controls too: its half without text is
+            then without them.  False: they are on in both halves, and guidance, which pulls towards what the text
+            alone would make, pulls away from them.  Ours; a model that is not guided has no such half.
         progress: a bar, on a terminal.
 
     Returns:
@@ -82,9 +85,8 @@ def adaptor_guided(
     )
     signals, given = control_signals(setup.bound, adaptor.config.controls, setup.scene.length)
     batch = setup.scene.batch
-    adapted = AdaptedDiT(
-        pipeline.dit, adaptor, signals.expand(batch, -1, -1), given.expand(batch, -1, -1), scale=float(scale)
-    )
+    signals, given = signals.expand(batch, -1, -1), given.expand(batch, -1, -1)
+    adapted = AdaptedDiT(pipeline.dit, adaptor, signals, given, scale=float(scale), guided=guided)
     config = pipeline.config
     engine = Engine(
         config.denoiser(adapted), pipeline.autoencoder, latent_mean=config.latent_mean, latent_std=config.latent_std

@@ -157,14 +157,25 @@ class AdaptedDiT(nn.Module):
         adaptor: :class:`Adaptor`, or its like as wrapped for several processes.
         signals, given: ``[B, N, 13]`` and ``[B, N, 2]``.
         scale: what is added is multiplied with.
+        guided: see below.
 
-    A batch of ``k B`` is taken for k copies of the B samples: under classifier-free guidance the signals are on in both
-    halves, so that guidance pulls towards the text and not away from the controls.
+    A batch of ``k B`` is taken for k copies of the B samples: under classifier-free guidance two, the second without
+    text.  ``guided`` leaves that one without signals too, so that guidance pulls towards the controls as it does
+    towards the text; else they are on in both, and it pulls towards the text alone.
     """
 
-    def __init__(self, dit: DiT, adaptor: nn.Module, signals: Tensor, given: Tensor, *, scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        dit: DiT,
+        adaptor: nn.Module,
+        signals: Tensor,
+        given: Tensor,
+        *,
+        scale: float = 1.0,
+        guided: bool = True,
+    ) -> None:
         super().__init__()
-        self.dit, self.adaptor, self.scale = dit, adaptor, scale
+        self.dit, self.adaptor, self.scale, self.guided = dit, adaptor, scale, guided
         self.signals, self.given = signals, given
 
     @property
@@ -178,10 +189,13 @@ class AdaptedDiT(nn.Module):
 
     def forward(self, x: Tensor, sigma: Tensor, conditioning: Conditioning, **more: Any) -> Tensor:
         """F ``[B, N, C]``; arguments are the DiT's."""
-        copies = x.shape[0] // self.signals.shape[0]
-        signals, given = self.signals.repeat(copies, 1, 1), self.given.repeat(copies, 1, 1)
-        added = self.scale * self.adaptor(x, sigma, signals, given)
-        return cast(Tensor, self.dit(x, sigma, conditioning, added=added, **more))
+        batch, copies = len(self.signals), len(x) // len(self.signals)
+        if self.guided:
+            added = self.adaptor(x[:batch], sigma[:batch], self.signals, self.given)
+            added = torch.cat((added, *(torch.zeros_like(added) for _ in range(copies - 1))))
+        else:
+            added = self.adaptor(x, sigma, self.signals.repeat(copies, 1, 1), self.given.repeat(copies, 1, 1))
+        return cast(Tensor, self.dit(x, sigma, conditioning, added=self.scale * added, **more))
 
 
 def save_adaptor(

@@ -94,6 +94,22 @@ def test_what_is_added_reaches_the_music(pipeline):
     assert not torch.equal(loudness.x, alone.x)
 
 
+def test_guidance_pulls_towards_the_controls_or_not():
+    """The half without text is the model's own, or has the signals too."""
+    dit, adaptor, inputs = make_dit(small_config(), torch.float32), make_adaptor(), make_inputs(small_config())
+    inputs = inputs.to(torch.float32)
+    text, (x, sigma) = inputs.conditioning.with_null(), (inputs.x.repeat(2, 1, 1), inputs.sigma.repeat(2))
+    with torch.no_grad():
+        alone = AdaptedDiT(dit, adaptor, *told())
+        own = dit(x, sigma, text)
+        guided = alone(x, sigma, text)
+        both = AdaptedDiT(dit, adaptor, *told(), guided=False)(x, sigma, text)
+        torch.testing.assert_close(guided[:3], alone(*inputs.args))
+        torch.testing.assert_close(both[:3], guided[:3])
+    torch.testing.assert_close(guided[3:], own[3:])
+    assert all(not torch.allclose(a, b, rtol=1e-2) for a, b in zip(both, own, strict=True))
+
+
 def test_gradients_reach_the_adaptor_alone():
     dit, inputs, adaptor = make_dit(small_config(), torch.float32), make_inputs(small_config()), make_adaptor()
     dit.requires_grad_(False)
