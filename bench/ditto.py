@@ -37,9 +37,11 @@ class DittoBenchOptions:
     guidance: float = option(3.0, "of DITTO's walk; 1 is none")
     surrogate_steps: int = option(1, "steps of DITTO-2's surrogate")
     student_sampler: str | None = option(
-        None, "of DITTO-2's walks; without it the student's own", choices=tuple(SAMPLERS)
+        None, "of DITTO-2's walks; without it the product's choice, DDIM", choices=tuple(SAMPLERS)
     )
-    student_steps: int | None = option(None, "of the walk that makes DITTO-2's music; without it the student's own")
+    student_steps: int | None = option(
+        None, "of the walk that makes DITTO-2's music; without it the product's choice, 2"
+    )
     dtype: str = option("fp32", "dtype of the network", choices=tuple(machine.DTYPES))
     device: str | None = option(None, "cpu or cuda; without it cuda where there is one", choices=("cpu", "cuda"))
     compile: bool = option(False, "torch.compile of the reference's network as a second baseline; takes minutes")
@@ -53,9 +55,9 @@ class DittoBenchOptions:
     walks: tuple[int, ...] = option((1, 2, 5, 10, 20, 50), "with --curve: the steps")
     race: bool = option(False, "instead: time until DITTO and DITTO-2 have music with the same error; minutes")
     runs: int = option(4, "with --race: seeds")
-    steps: int = option(70, "with --race: steps of DITTO's search")
-    second_steps: int = option(300, "with --race: steps of DITTO-2's")
-    every: int = option(5, "with --race: after so many steps of DITTO-2 its music is made and its error taken")
+    steps: int = option(25, "with --race: steps of DITTO's search")
+    second_steps: int = option(80, "with --race: steps of DITTO-2's")
+    every: int = option(2, "with --race: after so many steps of DITTO-2 its music is made and its error taken")
     threshold: float | None = option(None, "with --race: an error in dB² to reach, instead of DITTO's own")
     prompt: str = option(PROMPT, "with --race: the text")
     plot: str | None = option(None, "with --curve or --race: draw it to this picture file")

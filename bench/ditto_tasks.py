@@ -39,7 +39,7 @@ class Sizes:
         config: random weights of this named size for both, instead.
         audio: seconds.  batch: candidates side by side.
         sampling_steps, guidance: of DITTO's walk.  surrogate_steps: of DITTO-2's.
-        student_sampler, student_steps: of the walk that makes DITTO-2's music; None: the student's own.
+        student_sampler, student_steps: of the walk that makes DITTO-2's music; None: the product's choice.
         dtype: of the network.
     """
 

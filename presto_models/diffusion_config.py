@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from torch import nn
 
 from presto_kernels import LayerSchedule
 from presto_models.checkpoint import CheckpointError, load_into, load_weights, save_weights
@@ -86,8 +87,8 @@ class DiffusionConfig:
         if schedule is not None:
             self.dit.check_schedule(schedule)
 
-    def denoiser(self, dit: DiT) -> EDM:
-        """``dit`` in the preconditioning it was trained with."""
+    def denoiser(self, dit: nn.Module) -> EDM:
+        """``dit``, or what stands in its place, in the preconditioning it was trained with."""
         boundary = self.sampling.sigma_min if self.parameterization == "cm" else 0.0
         return EDM(dit, self.sigma_data, boundary_sigma=boundary)
 

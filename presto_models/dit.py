@@ -138,6 +138,7 @@ class DiT(nn.Module):
         sigma_to: Tensor | None = None,
         guidance: Tensor | None = None,
         hidden_after: Sequence[int] | None = None,
+        added: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         """The raw network output F, for EDM's preconditioning to scale.
 
@@ -156,6 +157,8 @@ class DiT(nn.Module):
             guidance: ``[B]``, when ``config.takes_guidance``.
             hidden_after: increasing indices of blocks that run: the residual stream behind each of them is returned
                 and not F; what lies behind the last one is not computed.  For the same blocks in every sample.
+            added: ``[B, N, dim]``, added to the embedded latents before the first block, as an adaptor has it; cast to
+                the model's dtype.
 
         Returns:
             F ``[B, N, C]``, the model's dtype; with ``hidden_after`` a tuple of ``[B, N, dim]``.
@@ -204,6 +207,12 @@ class DiT(nn.Module):
         hidden: list[Tensor] = []
 
         x = self.proj_in(x.to(self.proj_in.weight.dtype))
+        if added is not None:
+            if added.shape != x.shape:
+                raise ValueError(
+                    f"added must be {tuple(x.shape)}, as the embedded latents are, got {tuple(added.shape)}"
+                )
+            x = x + added.to(x.dtype)
         h = adaln_modulate(x, *_opening(modulation, walk, 0, batch), eps=self.config.norm_eps)
         aside: list[tuple[Tensor, Tensor]] = []
         x, h = _regroup(x, h, walk, 0, aside)

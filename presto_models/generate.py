@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 import time
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from presto_models.checkpoint import DEFAULT_CHECKPOINT
+from presto_models.outputs import DTYPES, audio_path, check_finite, check_writable, numbered, within_full_scale
 from presto_models.pipeline import Generated, PrestoPipeline
 from presto_models.plots import check_plot_path, plot_audio
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -70,10 +65,10 @@ def run(options: GenerateOptions) -> int:
     """
     if options.num_samples < 1:
         raise ValueError(f"num_samples must be at least 1, got {options.num_samples}")
-    files = _numbered(_audio_path(options.out), options.num_samples)
-    plots = [] if options.plot is None else _numbered(check_plot_path(options.plot), options.num_samples)
+    files = numbered(audio_path(options.out), options.num_samples)
+    plots = [] if options.plot is None else numbered(check_plot_path(options.plot), options.num_samples)
     for path in (*files, *plots):
-        _check_writable(path)
+        check_writable(path)
     from rich.console import Console
 
     from presto_models.data.audio_files import write_audio
@@ -108,10 +103,9 @@ def run(options: GenerateOptions) -> int:
     took = time.perf_counter() - loaded
     for note in notes:
         print(f"note: {note.message}", file=sys.stderr)
-    if not waveform.isfinite().all():
-        raise ValueError("the model gave NaN or infinite samples: nothing was written; try --dtype fp32")
+    check_finite(waveform)
     for index, (path, audio) in enumerate(zip(files, waveform, strict=True)):
-        audio = _within_full_scale(audio, path)
+        audio = within_full_scale(audio, path)
         write_audio(path, audio, made.sample_rate)
         if plots:
             title = f"{options.prompt}  (seed {made.seeds[index]})".replace("$", r"\$")  # no mathematics in a prompt
@@ -160,42 +154,3 @@ def _say(
     )
     seeds = ", ".join(map(str, made.seeds))
     print(f"{', '.join(map(str, (*files, *plots)))} (seed {seeds})")
-
-
-def _within_full_scale(audio: Tensor, path: Path) -> Tensor:
-    peak = float(audio.abs().max())
-    if peak <= 1:
-        return audio
-    print(f"note: {path.name} was made quieter to fit, its peak was {peak:.2f}", file=sys.stderr)
-    return audio / peak
-
-
-def _audio_path(path: Path) -> Path:
-    from presto_models.data.audio_files import SUFFIXES
-
-    try:
-        import soundfile  # noqa: F401
-    except ImportError as error:
-        raise ImportError("audio files need soundfile: pip install 'presto-kernels[models]'") from error
-    if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"out must end in {', '.join(SUFFIXES)}; got {str(path)!r}")
-    return path
-
-
-def _numbered(path: Path, count: int) -> list[Path]:
-    """``path``, or name-1.wav, name-2.wav, ... where there are several."""
-    if count == 1:
-        return [path]
-    return [path.with_name(f"{path.stem}-{i + 1}{path.suffix}") for i in range(count)]
-
-
-def _check_writable(path: Path) -> None:
-    """Whether a file can be made there, found out before the work and not after it."""
-    if path.is_dir():
-        raise IsADirectoryError(f"cannot write {path}: it is a folder")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise type(error)(error.errno, f"cannot write {path}: {error.strerror}") from error

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from presto_models.files import written_beside
 
 FORMATS = (".png", ".pdf", ".svg", ".jpg")
 MEL_BINS, N_FFT, HOP = 128, 4096, 1024
+TICKS = (125, 250, 500, 1000, 2000, 4000, 8000, 16000)  # Hz
 RANGE_DB = 80.0  # what is shown below the loudest
 
 
@@ -49,22 +52,31 @@ def plot_audio(waveform: Tensor, sample_rate: int, path: str | os.PathLike[str],
         wave.fill_between(times, low, high, alpha=0.6, linewidth=0.3, label=name)
     wave.set(ylabel="amplitude", ylim=(-1.05, 1.05), title=title)
     wave.legend(loc="upper right", fontsize="small")
-    shown = mel.imshow(
-        mel_spectrogram(audio.mean(0), sample_rate).numpy(),
-        origin="lower",
-        aspect="auto",
-        extent=(0.0, seconds, 0.0, MEL_BINS),
-        cmap="magma",
-        interpolation="nearest",
-    )
-    ticks = [f for f in (125, 250, 500, 1000, 2000, 4000, 8000, 16000) if f < sample_rate / 2]
-    top = _mel(sample_rate / 2)
-    mel.set_yticks([MEL_BINS * _mel(f) / top for f in ticks], [f"{f:g}" for f in ticks])
-    mel.set(xlabel="seconds", ylabel="Hz (mel)")
-    figure.colorbar(shown, ax=mel, label="dB below the loudest", pad=0.01)
+    mel.set(xlabel="seconds")
+    figure.colorbar(draw_mel(mel, audio.mean(0), sample_rate), ax=mel, label="dB below the loudest", pad=0.01)
     with written_beside(path) as beside:
         figure.savefig(beside, dpi=120)
     return path
+
+
+def draw_mel(axes: Any, audio: Tensor, sample_rate: int, *, ticks: Sequence[int] = TICKS) -> Any:
+    """The mel spectrogram of ``[samples]`` over seconds, on matplotlib's ``axes``; its image, for a colour bar.
+
+    Args:
+        ticks: Hz; those there is room for.
+    """
+    shown = axes.imshow(
+        mel_spectrogram(audio, sample_rate).numpy(),
+        origin="lower",
+        aspect="auto",
+        extent=(0.0, audio.shape[0] / sample_rate, 0.0, MEL_BINS),
+        cmap="magma",
+        interpolation="nearest",
+    )
+    there, top = [f for f in ticks if f < sample_rate / 2], _mel(sample_rate / 2)
+    axes.set_yticks([MEL_BINS * _mel(f) / top for f in there], [f"{f:g}" for f in there])
+    axes.set(ylabel="Hz (mel)")
+    return shown
 
 
 def mel_spectrogram(audio: Tensor, sample_rate: int) -> Tensor:

@@ -17,10 +17,11 @@ from presto_models.data.scores import SPLITS
 class LatentDataset(Dataset[dict[str, Any]]):
     """Crops of `latents` consecutive latents of what `encode_folder` wrote, number i always the same for a seed.
 
-    `dataset[i]` is `{"latents": [N, C] fp32 as stored (not normalised), "valid": int, "caption": str, "item": int}`: a
-    clip drawn in proportion to its length, a place in it, one of its captions ("" where it has none), and its number in
-    `.clips`. A clip shorter than N is followed by the latent of silence; `valid` counts its own. `.mean` and `.std`
-    `[C]` are those of the training clips. `length` (default: as many as the clips hold end to end) is what `len` says.
+    `dataset[i]` is `{"latents": [N, C] fp32 as stored (not normalised), "valid": int, "caption": str, "item": int,
+    "start": int}`: a clip drawn in proportion to its length, one of its captions ("" where it has none), its number in
+    `.clips`, and the latent of it the crop begins with. A clip shorter than N is followed by the latent of silence;
+    `valid` counts its own. `.mean` and `.std` `[C]` are those of the training clips. `length` (default: as many as the
+    clips hold end to end) is what `len` says.
 
     Raises FileNotFoundError where `root` has no index.json, ValueError where the split is unknown or empty.
     """
@@ -55,7 +56,13 @@ class LatentDataset(Dataset[dict[str, Any]]):
         caption = str(rng.choice(clip["captions"])) if clip["captions"] else ""
         own = self._slice(clip, start, min(self.latents, clip["latents"]))
         padding = self.silence.expand(self.latents - len(own), -1)
-        return {"latents": torch.cat([own, padding]), "valid": len(own), "caption": caption, "item": number}
+        return {
+            "latents": torch.cat([own, padding]),
+            "valid": len(own),
+            "caption": caption,
+            "item": number,
+            "start": start,
+        }
 
     def whole(self, number: int) -> Tensor:
         """All latents `[N, C]` fp32 of clip `number`."""

@@ -76,6 +76,13 @@ class Bound(ABC):
     def error(self, made: Made) -> Tensor:
         """How far the music is from the target, ``[B]``, fp32, in the control's own units; smaller is better."""
 
+    def known(self) -> tuple[Tensor, Tensor] | None:
+        """Where this control decides the latents themselves, by the squared distance to them on a mask: (mask ``[N]``
+        of zeros and ones, values ``[N, C]`` in the units of x; where the mask is 0 they are passed over), on the
+        scene's device.  None for every other control.
+        """
+        return None
+
     def figures(self, made: Made) -> dict[str, Tensor]:
         """What else a person wants to know of it, name to ``[B]``, such as an accuracy."""
         return {}

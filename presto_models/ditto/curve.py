@@ -21,7 +21,7 @@ _logger = logging.getLogger(__name__)
 class Curve:
     """Points of a loudness curve: ``seconds``, increasing from 0 or later on, and ``db`` re full scale, -80 to 0.
 
-    0 dB is the RMS of a square wave that fills the range; music lies at about -30 to -10.
+    0 dB is the RMS of a square wave that fills the range; smoothed, music is mostly between -35 and -15.
 
     Raises:
         ValueError: fewer than two points, lengths that differ, times that do not increase, NaN, dB out of range.

@@ -11,6 +11,7 @@ from torch import Tensor
 from presto_models.ditto.control import Bound, Control
 from presto_models.ditto.curve import Curve
 from presto_models.ditto.features import Loudness
+from presto_models.ditto.features.correlation import pearson
 from presto_models.ditto.features.frames import frame_times
 from presto_models.ditto.scene import Made, Scene
 
@@ -72,12 +73,6 @@ class _BoundIntensity(Bound):
         if self.changes:
             figures["correlation"] = pearson(obtained, self.target)
         return figures
-
-
-def pearson(x: Tensor, y: Tensor) -> Tensor:
-    """Correlation of each row of x ``[B, n]`` with y ``[n]``, ``[B]``; about 0 for a row that does not change."""
-    x, y = x - x.mean(-1, keepdim=True), y - y.mean()
-    return (x * y).mean(-1) / ((x.square().mean(-1) + 1e-8) * (y.square().mean() + 1e-8)).sqrt()
 
 
 def _evenly(values: Tensor | Sequence[float], seconds: float) -> Curve:

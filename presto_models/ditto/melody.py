@@ -15,7 +15,7 @@ from presto_models.ditto.features.frames import frame_times
 from presto_models.ditto.notes import REST, Notes
 from presto_models.ditto.scene import Made, Scene
 
-CLEAR = 0.2  # share of the strongest class in a frame that has a pitch: 90 % of a corpus' frames, 1 % of brown noise's
+CLEAR = 0.2  # share of the strongest class in a frame that has a pitch: 90 % of music's, 1 % of noise's
 QUIET = -60.0  # dB below the loudest frame: silence
 SHORTEST = 0.5  # seconds that must have a pitch
 _logger = logging.getLogger(__name__)
@@ -68,24 +68,29 @@ class Melody(Control):
             raise ValueError("sample_rate must be given with reference")
         audio = scene.audio(self.reference, self.sample_rate).mean(0)
         if abs(apart := audio.shape[0] - scene.samples) > chroma.spectrum.hop:
-            said = "the melody is asked for until there" if apart < 0 else "what is behind that is left out"
-            shorter = min(audio.shape[0], scene.samples) / scene.sample_rate
-            which = "reference" if apart < 0 else "music"
-            _logger.warning("the %s of the melody ends at %.2f s: %s", which, shorter, said)
+            left = "behind that no melody is asked for" if apart < 0 else "what is longer is left out"
+            own = audio.shape[0] / scene.sample_rate
+            _logger.warning("the reference has %.2f s, the music %.2f s: %s", own, scene.seconds, left)
         fitted = audio.new_zeros(1, scene.samples)
         known = min(audio.shape[0], scene.samples)
         fitted[0, :known] = audio[:known]
-        power = chroma.spectrum(fitted)
-        energy, share = chroma.energy(power)[0], chroma.log(power)[0].exp()
-        level = energy.sum(-1)
-        sounds = level > max(10 ** (QUIET / 10) * float(level.max()), chroma.silence)
-        counted = sounds & (share.amax(-1) >= CLEAR)
+        classes = reference_classes(fitted, chroma)
+        counted = classes != REST
         if float(counted.sum()) * chroma.spectrum.hop / scene.sample_rate < min(SHORTEST, scene.seconds):
             raise ValueError(
                 f"reference must have a clear pitch for at least {SHORTEST:g} s, got {int(counted.sum())} such frames "
                 f"in {known / scene.sample_rate:.2f} s"
             )
-        return torch.where(counted, energy.argmax(-1), REST).cpu()
+        return classes.cpu()
+
+
+def reference_classes(audio: Tensor, chroma: Chroma) -> Tensor:
+    """The strongest pitch class in each frame of audio ``[1, samples]``, int64 ``[frames]``; -1: silent, or unclear."""
+    power = chroma.spectrum(audio)
+    energy, share = chroma.energy(power)[0], chroma.log(power)[0].exp()
+    level = energy.sum(-1)
+    sounds = level > max(10 ** (QUIET / 10) * float(level.max()), chroma.silence)
+    return torch.where(sounds & (share.amax(-1) >= CLEAR), energy.argmax(-1), REST)
 
 
 class _BoundMelody(Bound):

@@ -38,7 +38,7 @@ class Notes:
             )
         check_times(self.seconds, "notes")
         for value in self.classes:
-            if value not in range(REST, 12):
+            if isinstance(value, bool) or not isinstance(value, int) or not REST <= value < 12:
                 raise ValueError(f"notes: pitch classes must be 0 (C) to 11 (B), or -1 for a rest, got {value!r}")
 
     def at(self, times: Tensor) -> Tensor:

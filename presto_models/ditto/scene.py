@@ -59,8 +59,10 @@ class Scene:
         """``waveform`` ``[channels, T]`` or ``[T]`` as this pipeline's own: fp32 ``[channels, T']`` on its device.
 
         Raises:
-            TypeError, ValueError: no audio, or NaN in it; ``name`` is what the message calls it.
+            TypeError, ValueError: no audio, NaN in it, or no rate; ``name`` is what the message calls it.
         """
+        if isinstance(sample_rate, bool) or not isinstance(sample_rate, int) or sample_rate < 1:
+            raise ValueError(f"sample_rate of {name} must be a whole number of Hz above 0, got {sample_rate!r}")
         if not isinstance(waveform, Tensor) or not waveform.is_floating_point():
             raise TypeError(f"{name} must be a floating-point tensor, got {getattr(waveform, 'dtype', type(waveform))}")
         if waveform.dim() == 1:

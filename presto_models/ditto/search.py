@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,13 +12,15 @@ from torch import Tensor
 from presto_models.checkpoint import CheckpointError, load_weights, save_weights
 from presto_models.ditto.control import Bound
 from presto_models.ditto.scene import Scene
-from presto_models.ditto.walk import Walk
 
 KIND = "ditto"
 
 
 class Search:
     """Adam on the unit noise, everything on the device; a step asks it nothing.
+
+    Args:
+        walk: unit noise ``[B, N, C]`` to what the DiT works on, differentiable.
 
     Attributes:
         noise: ``[B, N, C]``, where Adam stands.  best_noise: where the weighted sum of errors was least, or where a
@@ -29,7 +31,14 @@ class Search:
     """
 
     def __init__(
-        self, walk: Walk, scene: Scene, bound: Sequence[Bound], noise: Tensor, *, steps: int, learning_rate: float
+        self,
+        walk: Callable[[Tensor], Tensor],
+        scene: Scene,
+        bound: Sequence[Bound],
+        noise: Tensor,
+        *,
+        steps: int,
+        learning_rate: float,
     ) -> None:
         self.walk, self.scene, self.bound, self.steps = walk, scene, list(bound), steps
         device, batch = noise.device, noise.shape[0]
@@ -43,7 +52,9 @@ class Search:
         never = [float("inf") if b.threshold is None else b.threshold for b in self.bound]
         self.thresholds = torch.tensor(never, device=device)[:, None]
         self.stops = any(b.threshold is not None for b in self.bound)
-        self.optimizer = torch.optim.Adam([self.noise], lr=learning_rate, capturable=device.type == "cuda")
+        self.optimizer: torch.optim.Optimizer = torch.optim.Adam(
+            [self.noise], lr=learning_rate, capturable=device.type == "cuda"
+        )
         self._graph: Any = None
         self._eager = 0
 
@@ -71,12 +82,21 @@ class Search:
                 self._step()
             self._graph.replay()  # capturing has run nothing
 
-    def _step(self) -> None:
+    def evaluate(self) -> tuple[Tensor, Tensor]:
+        """Where the noise stands: the errors ``[controls, B]``, and the gradient of their weighted sum."""
         errors = self.errors(self.walk(self.noise))
-        total = (self.weights * errors).sum(0)
-        (gradient,) = torch.autograd.grad(total.sum(), self.noise)
+        (gradient,) = torch.autograd.grad((self.weights * errors).sum(), self.noise)
+        return errors.detach(), gradient
+
+    def move(self, gradient: Tensor) -> None:
+        """The noise after a step down that gradient."""
+        self.noise.grad = gradient
+        self.optimizer.step()
+
+    def _step(self) -> None:
+        errors, gradient = self.evaluate()
         with torch.no_grad():
-            errors, total = errors.detach(), total.detach()
+            total = (self.weights * errors).sum(0)
             self.history.index_copy_(0, self.done[None], errors[None])
             self.done += 1
             if self.stops:
@@ -90,8 +110,7 @@ class Search:
             before = self.noise.detach().clone() if self.stops else None
             # A gradient that is not finite would spoil Adam's moments for good: such a sample stays where it is.
             usable = gradient.isfinite().flatten(1).all(1)[:, None, None]
-            self.noise.grad = torch.where(usable, gradient, torch.zeros_like(gradient))
-            self.optimizer.step()
+            self.move(torch.where(usable, gradient, torch.zeros_like(gradient)))
             if before is not None:
                 self.noise.copy_(torch.where(self.reached[:, None, None], before, self.noise))
 

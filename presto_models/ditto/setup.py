@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,7 +28,8 @@ class Setup:
 
     ``bound``: its controls beside the scene.  ``text``: B samples of it.  ``prompts``, ``seeds``: of each prompt and
     each sample.  ``each``: the seeds as int64 ``[B]`` on the device.  ``options``: completed.  ``near``: the plan that
-    gradients go through; ``far``: the one that makes the music; the same object where they are one.
+    gradients go through; ``far``: the one that makes the music; the same object where they are one.  ``started``: when
+    the request came, of ``time.perf_counter``.
     """
 
     pipeline: PrestoPipeline
@@ -40,6 +42,7 @@ class Setup:
     options: DittoOptions
     near: Plan
     far: Plan
+    started: float
 
     @classmethod
     def of(
@@ -60,6 +63,7 @@ class Setup:
         Raises:
             TypeError, ValueError: something does not fit.
         """
+        started = time.perf_counter()
         if pipeline.conditioner is None:
             raise ValueError("prompt cannot be embedded: this pipeline was made without a text encoder")
         prompts = check_prompts(prompt)
@@ -75,7 +79,7 @@ class Setup:
             text = pipeline.conditioner(prompts, tags_of_each(tags, len(prompts)))
             text = repeated(text, num_samples, pooled=pipeline.config.dit.pooled_dim > 0).to(pipeline.device)
         each = torch.tensor(seeds, dtype=torch.int64, device=pipeline.device)
-        return cls(pipeline, scene, bound, tuple(prompts), text, tuple(seeds), each, options, near, far)
+        return cls(pipeline, scene, bound, tuple(prompts), text, tuple(seeds), each, options, near, far, started)
 
     @property
     def noise_shape(self) -> tuple[int, int, int]:
@@ -120,11 +124,14 @@ class Setup:
         """
         scene, count = self.scene, len(self.bound)
         history = torch.empty(0, count, scene.batch) if history is None else history
-        made, unsteered = scene.made(x), scene.made(self.walk(self.far)(self.noise()))
+        made, engine = scene.made(x), self.pipeline.engine
+        audio = engine.widen(engine.decode(x)) if self.far.stereo else made.audio
+        if x.device.type == "cuda":
+            torch.cuda.synchronize(x.device)
+        seconds = time.perf_counter() - self.started
+        unsteered = scene.made(self.walk(self.far)(self.noise()))
         near = made if close is None else scene.made(close)
         outcomes = {b.name: _outcome(b, made, near, unsteered, history[:, i]) for i, b in enumerate(self.bound)}
-        engine = self.pipeline.engine
-        audio = engine.widen(engine.decode(x)) if self.far.stereo else made.audio
         return Optimized(
             waveform=audio[..., : scene.samples].clone(memory_format=torch.contiguous_format),
             sample_rate=scene.sample_rate,
@@ -135,6 +142,7 @@ class Setup:
             steps=len(history),
             steps_to_threshold=tuple(steps_to_threshold or (None,) * scene.batch),
             seconds_per_step=seconds_per_step,
+            seconds=seconds,
             model_calls=model_calls,
         )
 
@@ -144,8 +152,11 @@ def _outcome(bound: Bound, made: Made, close: Made, unsteered: Made, history: Te
     return Outcome(
         kind=bound.kind,
         spans=bound.spans,
+        weight=bound.weight,
+        threshold=bound.threshold,
         target=bound.target.cpu(),
         obtained=obtained.cpu(),
+        uncontrolled=bound.feature(unsteered).cpu(),
         error=bound.error(made).cpu(),
         before=bound.error(unsteered).cpu(),
         drift=(near - obtained).abs().flatten(1).mean(1).cpu(),

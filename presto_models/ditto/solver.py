@@ -75,7 +75,7 @@ def optimize(
 
     Raises:
         TypeError, ValueError: something does not fit; controls are checked before the first step.
-        ArithmeticError: every sample's error was NaN or infinite from the first step on.
+        ArithmeticError: every sample had an error that was NaN or infinite; the best noise before that is in ``save``.
     """
     if resume and save is None:
         raise ValueError("resume=True goes on from the file save=, and none was given")
@@ -104,7 +104,7 @@ def optimize(
     if resume and save is not None and os.path.exists(save):
         search.resume(save, config)
     with progress_bar("optimising", options.steps, progress) as advance:
-        took = _search(search, config, save, callback, advance)
+        took = run(search, callback, advance, save=save, config=config)
     history = search.history[: int(search.done)].cpu()
     with torch.no_grad():
         apart = setup.near is not setup.far
@@ -115,24 +115,32 @@ def optimize(
         noise=search.best_noise,
         close=close,
         history=history,
-        steps_to_threshold=_first_reached(history, search),
+        steps_to_threshold=first_reached(history, search),
         seconds_per_step=median(took) if took else None,
         model_calls=setup.near.sampling.model_calls,
     )
 
 
-def _search(
+def run(
     search: Search,
-    config: Mapping[str, Any],
-    save: str | os.PathLike[str] | None,
     callback: Callable[[StepReport], bool | None] | None,
     advance: Advance,
+    *,
+    save: str | os.PathLike[str] | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> list[float]:
-    """All steps, or as many as are needed; the seconds each took."""
-    names, took = [b.name for b in search.bound], []
+    """All steps, or as many as are needed; the seconds each took.
+
+    Raises:
+        ArithmeticError: every sample had an error that was NaN or infinite; ``save`` is written first.
+    """
+    config = {} if config is None else config
+    names, took = [b.name for b in search.bound], list[float]()
     first, saved = int(search.done), time.monotonic()
     reader = _Reader(search)
     advance(first, None)
+    if search.stops and bool(search.reached.all()):
+        return took  # resumed where nothing was left to do
     for index in range(first, search.steps):
         started = time.perf_counter()
         search.step()
@@ -141,7 +149,9 @@ def _search(
         if known is None:
             continue
         number, errors, reached = known
-        if not bool(errors.isfinite().any()):
+        if not bool(errors.isfinite().all(0).any()):
+            if save is not None:
+                search.save(save, config)
             raise ArithmeticError(_not_finite(names, errors, number, save))
         advance(number + 1, {name: float(row.mean()) for name, row in zip(names, errors, strict=True)})
         report = StepReport(number + 1, search.steps, dict(zip(names, errors.tolist(), strict=True)))
@@ -203,6 +213,8 @@ def _identity(setup: Setup) -> dict[str, Any]:
         "prompts": list(setup.prompts),
         "seeds": list(setup.seeds),
         "samples": setup.scene.samples,
+        "text": _fingerprint(setup.text.tokens),  # tags too
+        "model": _fingerprint(setup.pipeline.dit.proj_out.weight),
         "controls": [[b.name, b.weight, b.threshold, _fingerprint(b.target)] for b in setup.bound],
     }
 
@@ -214,7 +226,7 @@ def _fingerprint(target: Tensor) -> str:
     return f"{tuple(data.shape)} {hashlib.sha256(data.numpy().tobytes()).hexdigest()[:16]}"
 
 
-def _first_reached(history: Tensor, search: Search) -> tuple[int | None, ...]:
+def first_reached(history: Tensor, search: Search) -> tuple[int | None, ...]:
     """For each sample the number of steps after which it was good enough: 0 where it was so at the start."""
     if not search.stops or not len(history):
         return (None,) * search.best.shape[0]

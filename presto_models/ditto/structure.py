@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from dataclasses import dataclass
 
@@ -11,9 +12,9 @@ from torch import Tensor
 
 from presto_models.ditto.control import Bound, Control
 from presto_models.ditto.features import SelfSimilarity, Timbre
+from presto_models.ditto.features.correlation import pearson
 from presto_models.ditto.features.frames import frame_times
 from presto_models.ditto.features.timbre import SMOOTHING
-from presto_models.ditto.intensity import pearson
 from presto_models.ditto.scene import Made, Scene
 
 _PART = re.compile(r"([A-Z])(\d+(?:\.\d+)?)?")
@@ -25,7 +26,7 @@ _logger = logging.getLogger(__name__)
 class Structure(Control):
     """Musical form, as a matrix of which moments sound alike (DITTO, 2401.12179, section 4).
 
-        error = mean over the matrix of (savgol2d * T T' - target)²,     T: MFCC normalised over time
+        error = mean over the matrix of (savgol2d * T T' - target)²,     T: MFCC, centred over time, unit length
 
     See :class:`presto_models.ditto.features.SelfSimilarity`.  Exactly one of:
 
@@ -65,6 +66,8 @@ class Structure(Control):
             raise ValueError(f"reference must be at least {2 * SMOOTHING:g} s to have a structure, got {seconds:.2f} s")
         timbre = Timbre(audio.shape[1], scene.sample_rate, device=scene.device)
         own = _similarity(timbre, scene)(timbre(timbre.spectrum(audio)))
+        if float(own.abs().max()) < 0.1:
+            raise ValueError("reference must have more than one timbre, got silence or one unchanging sound")
         if own.shape[1] == rows:
             return own[0]
         _logger.warning(
@@ -111,8 +114,8 @@ def parts_of(form: str) -> tuple[tuple[str, float], ...]:
     if _FORM.fullmatch(form) is None:
         raise ValueError(f"form must be {fits}; got {form!r}")
     parts = tuple((letter, float(length or 1)) for letter, length in _PART.findall(form))
-    if any(length == 0 for _, length in parts):
-        raise ValueError(f"form must have parts longer than 0, got {form!r}")
+    if not all(0 < length < math.inf for _, length in parts):
+        raise ValueError(f"form must have parts of finite lengths above 0, got {form!r}")
     if len({letter for letter, _ in parts}) < 2:
         raise ValueError(f"form must have at least two different letters, got {form!r}")
     return parts

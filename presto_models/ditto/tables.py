@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+from itertools import pairwise
 from pathlib import Path
 
 
@@ -54,6 +55,6 @@ def check_times(seconds: tuple[float, ...], what: str) -> None:
     if not all(math.isfinite(t) and t >= 0 for t in seconds):
         bad = next(t for t in seconds if not (math.isfinite(t) and t >= 0))
         raise ValueError(f"{what}: seconds must be finite and not negative, got {bad}")
-    for before, after in zip(seconds, seconds[1:], strict=False):
+    for before, after in pairwise(seconds):
         if after <= before:
             raise ValueError(f"{what}: seconds must increase, got {after:g} after {before:g}")

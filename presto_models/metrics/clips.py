@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from presto_models.data.audio_files import read_audio
-from presto_models.data.folder import AudioFolder
+from presto_models.data.folder import AudioFolder, AudioItem
 
 
 @dataclass(frozen=True)
@@ -53,27 +53,42 @@ def read_mono(path: Path, sample_rate: int, *, start: float = 0.0, seconds: floa
 
 
 def choose_clips(
-    root: str | os.PathLike[str], split: str, num: int, seconds: float, *, seed: int, tagged: Sequence[str] = ()
+    root: str | os.PathLike[str],
+    split: str,
+    num: int,
+    seconds: float,
+    *,
+    seed: int,
+    tagged: Sequence[str] = (),
+    of_pieces: bool = False,
 ) -> list[Clip]:
     """``num`` clips of ``seconds`` from one split of a folder of audio files (:class:`AudioFolder`), in a seeded order.
 
-    Every file at most once, from a place the seed draws; files that are too short are passed over.
+    Every file at most once, from a place the seed draws; files that are too short are passed over.  More clips begin
+    with the same ones.
 
     Args:
         tagged: names of tags every clip must have.
+        of_pieces: every piece at most once, so that clips are independent draws.
 
     Raises:
         FileNotFoundError: there is no such folder.  ValueError: it has fewer clips that fit.
     """
     items = AudioFolder(Path(root), split=split, min_seconds=seconds).items
     fitting = [item for item in items if all(name in item.tags for name in tagged)]
-    if len(fitting) < num:
-        wanted = f" with the tags {list(tagged)}" if tagged else ""
-        raise ValueError(
-            f"{root} has {len(fitting)} files of at least {seconds:g} s{wanted} in {split}, {num} are asked for"
-        )
     rng = np.random.default_rng(seed)
-    chosen = [fitting[index] for index in rng.permutation(len(fitting))[:num]]
+    chosen = [fitting[index] for index in rng.permutation(len(fitting))]
+    if of_pieces:
+        first: dict[str, AudioItem] = {}
+        for item in chosen:
+            first.setdefault(item.piece or str(item.path), item)
+        chosen = list(first.values())
+    if len(chosen) < num:
+        wanted = f" with the tags {list(tagged)}" if tagged else ""
+        pieces = "pieces with " if of_pieces else ""
+        raise ValueError(
+            f"{root} has {len(chosen)} {pieces}files of at least {seconds:g} s{wanted} in {split}, {num} are asked for"
+        )
     return [
         Clip(
             item.path,
@@ -83,5 +98,5 @@ def choose_clips(
             next(iter(item.captions), ""),
             item.tags,
         )
-        for item in chosen
+        for item in chosen[:num]
     ]

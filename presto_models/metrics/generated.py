@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from torch import Tensor
 from presto_models.components import component_files
 from presto_models.data.audio_files import write_audio
 from presto_models.files import written_beside
+from presto_models.metrics.provenance import file_sha256
 
 # Prompts and a seed to waveforms [prompts, channels, samples] and their sample rate in Hz.
 Generate = Callable[[list[str], int], tuple[Tensor, int]]
@@ -64,11 +64,7 @@ def generate_clips(
 
 def weights_sha256(folder: Path) -> dict[str, str]:
     """What tells one checkpoint from another: the hash of each file it is made of, its base's too, by name."""
-    hashes = {}
-    for path in component_files(folder):
-        with path.open("rb") as file:
-            hashes[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashes
+    return {path.name: file_sha256(path) for path in component_files(folder)}
 
 
 def _read_json(path: Path) -> Any:

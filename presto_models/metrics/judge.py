@@ -38,11 +38,22 @@ class TagJudge:
             return
         self._classifier = TagClassifier(learnt.means[taught], labels)
 
-    def of(self, clips: EmbeddedClips) -> dict[str, Any]:
-        """Agreement (:class:`presto_models.metrics.Agreement`) of clips that stand in the order of the test clips."""
+    def of(self, clips: EmbeddedClips, numbers: Sequence[int] | None = None) -> dict[str, Any]:
+        """Agreement (:class:`presto_models.metrics.Agreement`) of clips that stand in the order of the test clips.
+
+        Args:
+            numbers: which of the test clips each is made for; None: all.
+        """
         if self.left_out:
             return {"left_out": self.left_out}
-        return tag_agreement(self._classifier.predict(clips.means[self._judged]), self._wanted).as_dict()
+        order = {number: index for index, number in enumerate(range(len(clips.means)) if numbers is None else numbers)}
+        judged = [
+            (order[number], name) for number, name in zip(self._judged, self._wanted, strict=True) if number in order
+        ]
+        if not judged:
+            return {"left_out": "none of these clips has a value of this tag that was taught"}
+        indices, wanted = zip(*judged, strict=True)
+        return tag_agreement(self._classifier.predict(clips.means[list(indices)]), wanted).as_dict()
 
 
 def _single(clip: Clip, tag: str) -> str | None:

@@ -33,24 +33,27 @@ def resample(audio: Tensor, from_rate: int, to_rate: int) -> Tensor:
         return audio.float()
     shared = math.gcd(int(from_rate), int(to_rate))
     stride, phases = int(from_rate) // shared, int(to_rate) // shared
-    kernel, reach = _sinc_kernel(stride, phases)
+    kernel, reach = _sinc_kernel(stride, phases, audio.device)
     samples = audio.shape[-1]
     padded = torch.nn.functional.pad(audio.float().reshape(-1, 1, samples), (reach, reach + stride))
-    out = torch.nn.functional.conv1d(padded, kernel.to(audio.device), stride=stride)
+    out = torch.nn.functional.conv1d(padded, kernel, stride=stride)
     out = out.transpose(1, 2).flatten(1)[:, : -(-samples * phases // stride)]
     return out.reshape(*audio.shape[:-1], -1)
 
 
 @lru_cache(maxsize=16)
-def _sinc_kernel(stride: int, phases: int) -> tuple[Tensor, int]:
-    """``[phases, 1, taps]`` fp32, and how many input samples it reaches to the left."""
+def _sinc_kernel(stride: int, phases: int, device: torch.device) -> tuple[Tensor, int]:
+    """``[phases, 1, taps]`` fp32, and how many input samples it reaches to the left.
+
+    Kept on the device: a copy to it would wait for it, and cannot stand in a CUDA graph.
+    """
     cutoff = _ROLLOFF * min(stride, phases) / stride  # of the input's Nyquist frequency
     reach = math.ceil(_ZERO_CROSSINGS / cutoff)
     taps = torch.arange(-reach, reach + stride, dtype=torch.float64)
     offsets = torch.arange(phases, dtype=torch.float64) * stride / phases
     t = (taps[None, :] - offsets[:, None]) * cutoff  # in zero crossings
     window = torch.cos((t / _ZERO_CROSSINGS).clamp(-1, 1) * torch.pi / 2).square()
-    return (torch.sinc(t) * window * cutoff).float()[:, None], reach
+    return (torch.sinc(t) * window * cutoff).float()[:, None].to(device), reach
 
 
 @lru_cache(maxsize=16)

@@ -1,19 +1,16 @@
-"""What people see of a table of methods: a table in a page, a figure, and a table on the terminal.
-
-A page has the mark ``<!-- methods -->`` alone on a line; the table stands between it and ``<!-- end -->``.
-"""
+"""What people see of a table of methods: a table in a page, a figure, and a table on the terminal."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from presto_models.files import written_beside
+from presto_models.metrics.pages import fill_page
 
-MARK, END = "<!-- methods -->", "<!-- end -->"
+MARK = "<!-- methods -->"
 _TITLES = {
     "test": "real, test",
     "validation": "real, validation (floor)",
@@ -23,26 +20,9 @@ _TITLES = {
 Entry = dict[str, Any]
 
 
-def check_page(path: str | os.PathLike[str]) -> None:
-    """FileNotFoundError, ValueError: there is no such page, or it has no mark."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"docs: no file {path}; write one with a line {MARK}")
-    if MARK not in Path(path).read_text():
-        raise ValueError(f"docs: {path} has no line {MARK}, behind which the table goes")
-
-
-def write_page(path: str | os.PathLike[str], result: dict[str, Any]) -> None:
-    """Puts the table into a page, whole or not at all."""
-    check_page(path)
-    text = fill(Path(path).read_text(), result)
-    with written_beside(path) as beside:
-        beside.write_text(text)
-
-
 def fill(text: str, result: dict[str, Any]) -> str:
     """The page with the table as it is now."""
-    block = f"{MARK}\n\n{markdown(result)}\n\n{END}"
-    return re.sub(rf"{MARK}(?:.*?{END})?", lambda _: block, text, count=1, flags=re.S)
+    return fill_page(text, MARK, markdown(result))
 
 
 def _interval(interval: dict[str, float] | None, digits: int = 3) -> str:

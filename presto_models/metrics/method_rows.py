@@ -84,15 +84,7 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
         FileNotFoundError: no such file.  ValueError: no TOML, no rows, two of one name, or a value that does not fit;
         the message names the row.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"rows: no file {path}")
-    try:
-        tables = tomllib.loads(path.read_text()).get("rows")
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"rows: {path} is no TOML: {error}") from error
-    if not isinstance(tables, list) or not tables:
-        raise ValueError(f"rows: {path} has no [[rows]]")
+    tables = read_toml(path)["rows"]
     rows: list[Row] = []
     for number, table in enumerate(tables, 1):
         name = table.get("name", f"number {number}")
@@ -114,6 +106,24 @@ def _row(table: Mapping[str, Any]) -> Row:
         raise ValueError(f"{said}; a row has {', '.join((*own, *_SAMPLING))}")
     changes = {key: value for key, value in table.items() if key in _SAMPLING}
     return Row(**{key: value for key, value in table.items() if key in own}, changes=changes)
+
+
+def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a file of rows says; it has ``rows``, a list that is not empty.
+
+    Raises:
+        FileNotFoundError: no such file.  ValueError: no TOML, or no rows.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"rows: no file {path}")
+    try:
+        tables = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"rows: {path} is no TOML: {error}") from error
+    if not isinstance(tables.get("rows"), list) or not tables["rows"]:
+        raise ValueError(f"rows: {path} has no [[rows]]")
+    return tables
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,9 @@ on, and a row that is added later is the only one computed.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import platform
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -30,14 +26,17 @@ from presto_models.files import written_beside
 from presto_models.metrics.ears import Tagger
 from presto_models.metrics.measuring import Measuring
 from presto_models.metrics.method_options import MethodsOptions
-from presto_models.metrics.method_report import check_page, draw_methods, show_methods, write_page
+from presto_models.metrics.method_report import MARK, draw_methods, markdown, show_methods
 from presto_models.metrics.method_rows import Row, read_rows
 from presto_models.metrics.musicnn import MusicNN
+from presto_models.metrics.pages import check_page, write_page
 from presto_models.metrics.players import PipelinePlayers, Players
+from presto_models.metrics.provenance import command_of, device_name, digest, read_result, reason
 from presto_models.metrics.report import shown
 from presto_models.metrics.speeds import interleaved, speedup
 from presto_models.metrics.splits import EncodesAndDecodes, Splits, choose_splits, described
 
+_FILES = ("rows", "out", "docs", "plot")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -49,7 +48,7 @@ def run(options: MethodsOptions) -> dict[str, Any]:
         ImportError: musicnn is not installed.
     """
     if options.docs:
-        check_page(options.docs)
+        check_page(options.docs, MARK)
     if options.table_only:
         result = json.loads(Path(options.out).read_text())
     else:
@@ -64,7 +63,7 @@ def run(options: MethodsOptions) -> dict[str, Any]:
         )
         result = measure(options, rows, players, MusicNN.load())
     if options.docs:
-        write_page(options.docs, result)
+        write_page(options.docs, MARK, markdown(result))
     if options.plot:
         draw_methods(result, options.plot)
     if options.json:
@@ -107,7 +106,7 @@ def measure(options: MethodsOptions, rows: Sequence[Row], players: Players, tagg
             try:
                 entry |= measuring.row(row, players.load(row), entry["weights"])
             except (ValueError, FileNotFoundError) as error:  # of this checkpoint; a full disk ends the run
-                entry["left_out"] = _reason(error)
+                entry["left_out"] = reason(error)
             else:
                 del entry["left_out"]
         table.write()
@@ -125,7 +124,7 @@ def _autoencoder(rows: Sequence[Row], players: Players, table: _Table) -> tuple[
             if "weights" in entry:
                 return players.load(row).autoencoder, entry["weights"]
         except (ValueError, FileNotFoundError) as error:
-            entry["left_out"] = _reason(error)
+            entry["left_out"] = reason(error)
     raise ValueError(f"no row's checkpoint can be used: {table.entries[rows[0].name]['left_out']}")
 
 
@@ -166,13 +165,13 @@ class _Table:
 
     def __init__(self, options: MethodsOptions, rows: Sequence[Row], players: Players, splits: Splits) -> None:
         self.options, self.path = options, Path(options.out)
-        before = _read(self.path)
+        before = read_result(self.path)
         self.references: dict[str, Any] = before.get("references", {})
         pieces = {"test": len({clip.piece for clip in splits.test})}
         pieces["validation"] = len({clip.piece for clip in splits.validation})
         self.meta = _meta(options, players.device) | {"pieces": pieces}
         earlier = {entry["name"]: entry for entry in before.get("rows", [])}
-        self.common = _digest([_common(options), described([*splits.test, *splits.validation, *splits.training])])
+        self.common = digest([_common(options), described([*splits.test, *splits.validation, *splits.training])])
         self.entries: dict[str, dict[str, Any]] = {}
         for row in rows:
             entry: dict[str, Any] = {name: getattr(row, name) for name in ("name", "group", "note")}
@@ -181,9 +180,9 @@ class _Table:
             try:
                 entry["weights"] = players.weights(row)
             except (FileNotFoundError, ValueError) as error:
-                entry["left_out"] = _reason(error)
+                entry["left_out"] = reason(error)
                 continue
-            entry["key"] = _digest([self.common, entry["weights"], row.settings()])
+            entry["key"] = digest([self.common, entry["weights"], row.settings()])
             known = earlier.get(row.name, {})
             if known.get("key") == entry["key"] and "left_out" not in known:
                 del entry["left_out"]
@@ -191,7 +190,7 @@ class _Table:
 
     def set_references(self, weights: Mapping[str, str], make: Callable[[], list[dict[str, Any]]]) -> None:
         """Those that stand there already where they were made the same way, of an autoencoder with these weights."""
-        key = _digest([self.common, weights.get(AUTOENCODER_FILE)])
+        key = digest([self.common, weights.get(AUTOENCODER_FILE)])
         if self.references.get("key") != key:
             self.references = {"key": key, "rows": make()}
         self.write()
@@ -205,61 +204,14 @@ class _Table:
 
 
 def _meta(options: MethodsOptions, device: torch.device) -> dict[str, Any]:
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return _common(options) | {
-        "command": _command(options),
-        "device": gpu or f"{_processor()}, {torch.get_num_threads()} threads",
+        "command": command_of("evaluate methods", options, (*_FILES, *_common(options), "time_rounds")),
+        "device": device_name(device),
         "torch": torch.__version__,
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()
 
 
 def _common(options: MethodsOptions) -> dict[str, Any]:
     """The options that decide what a row measures, whatever the row."""
     names = ("clips", "seconds", "dtype", "seed", "batch", "prompts", "seeds", "resamples", "shrinkage")
     return {name: getattr(options, name) for name in (*names, "training_clips", "tags")}
-
-
-def _command(options: MethodsOptions) -> str:
-    """How to make the table again; folders that are of one machine are named and not told."""
-    words = ["python -m presto_models evaluate methods", "--data DIR"]
-    words += ["--checkpoints DIR"] if options.checkpoints else []
-    for each in fields(options):
-        value = getattr(options, each.name)
-        if each.name in ("rows", "out", "docs", "plot"):
-            value = None if value is None else _relative(value)
-        elif (each.name not in _common(options) and each.name != "time_rounds") or value == each.default:
-            continue
-        if value is not None:
-            words.append(f"--{each.name.replace('_', '-')} {' '.join(value) if isinstance(value, tuple) else value}")
-    return " ".join(words)
-
-
-def _relative(path: str) -> str:
-    return Path(path).name if Path(path).is_absolute() else path
-
-
-def _reason(error: Exception) -> str:
-    """What it says, with files by their names: the results are read on other machines."""
-    return re.sub(r"/(?:[^\s'\"/]+/)+", "", str(error))
-
-
-def _digest(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"out: {path} is there and is no JSON ({error}); move it away") from error

@@ -88,12 +88,64 @@ class PipelinePlayer:
 
 
 @dataclass
-class PipelinePlayers:
-    """:class:`Players` on checkpoints, each loaded once and kept, all with one text encoder where they have the same.
+class Checkpoints:
+    """Checkpoints by name, each loaded once and kept, all with one text encoder where they have the same.
 
     Attributes:
-        checkpoints: a folder in which a row's checkpoint is looked for first; None: there is none.
-        seconds: length of what is played.  device, dtype: as for :meth:`PrestoPipeline.from_pretrained`.
+        device, dtype: as for :meth:`PrestoPipeline.from_pretrained`.
+        folder: in which a checkpoint is looked for first; None: there is none.
+    """
+
+    device: torch.device
+    dtype: torch.dtype | None = None
+    folder: str | None = None
+
+    def __post_init__(self) -> None:
+        self._hashes: dict[Path, dict[str, str]] = {}
+        self._pipelines: dict[tuple[Path, torch.dtype | None], PrestoPipeline] = {}
+
+    def weights(self, name: str) -> dict[str, str]:
+        """What tells it from another; FileNotFoundError where there is none."""
+        folder = self._folder(name)
+        if folder not in self._hashes:
+            self._hashes[folder] = weights_sha256(folder)
+        if DIFFUSION_FILE not in self._hashes[folder]:
+            raise FileNotFoundError(f"checkpoint {folder.name!r} has no {DIFFUSION_FILE}")
+        return self._hashes[folder]
+
+    def load(self, name: str, dtype: torch.dtype | None = None) -> PrestoPipeline:
+        """With the DiT in ``dtype``, by default in that of all."""
+        at = self._folder(name), dtype or self.dtype
+        if at not in self._pipelines:
+            pipeline = PrestoPipeline.from_pretrained(at[0], device=self.device, dtype=at[1])
+            for other in self._pipelines.values():
+                if other.conditioner and pipeline.conditioner and other.config.text == pipeline.config.text:
+                    pipeline.conditioner.cache = other.conditioner.cache  # a text encoder's memory for each adds up
+            self._pipelines[at] = pipeline
+        return self._pipelines[at]
+
+    def find(self, name: str) -> Path:
+        """A file or folder of the folder, or wherever else it is; FileNotFoundError where there is none."""
+        for place in ([] if self.folder is None else [Path(self.folder) / name]) + [Path(name)]:
+            if place.exists():
+                return place
+        raise FileNotFoundError(f"no {Path(name).name!r}")
+
+    def _folder(self, name: str) -> Path:
+        if self.folder is not None and (found := Path(self.folder) / name).is_dir():
+            return found
+        try:
+            return find_folder(name)
+        except (FileNotFoundError, CheckpointError, ImportError) as error:
+            raise FileNotFoundError(f"no checkpoint {Path(name).name!r}") from error
+
+
+@dataclass
+class PipelinePlayers:
+    """:class:`Players` on checkpoints.
+
+    Attributes:
+        seconds: length of what is played.  device, dtype, checkpoints: as for :class:`Checkpoints`, the last a folder.
     """
 
     seconds: float
@@ -102,31 +154,10 @@ class PipelinePlayers:
     checkpoints: str | None = None
 
     def __post_init__(self) -> None:
-        self._hashes: dict[Path, dict[str, str]] = {}
-        self._pipelines: dict[Path, PrestoPipeline] = {}
+        self._found = Checkpoints(self.device, self.dtype, self.checkpoints)
 
     def weights(self, row: Row) -> dict[str, str]:
-        folder = self._folder(row)
-        if folder not in self._hashes:
-            self._hashes[folder] = weights_sha256(folder)
-        if DIFFUSION_FILE not in self._hashes[folder]:
-            raise FileNotFoundError(f"checkpoint {folder.name!r} has no {DIFFUSION_FILE}")
-        return self._hashes[folder]
+        return self._found.weights(row.checkpoint)
 
     def load(self, row: Row) -> PipelinePlayer:
-        folder = self._folder(row)
-        if folder not in self._pipelines:
-            pipeline = PrestoPipeline.from_pretrained(folder, device=self.device, dtype=self.dtype)
-            for other in self._pipelines.values():
-                if other.conditioner and pipeline.conditioner and other.config.text == pipeline.config.text:
-                    pipeline.conditioner.cache = other.conditioner.cache  # a text encoder's memory for each adds up
-            self._pipelines[folder] = pipeline
-        return PipelinePlayer(row, self._pipelines[folder], self.seconds)
-
-    def _folder(self, row: Row) -> Path:
-        if self.checkpoints is not None and (found := Path(self.checkpoints) / row.checkpoint).is_dir():
-            return found
-        try:
-            return find_folder(row.checkpoint)
-        except (FileNotFoundError, CheckpointError, ImportError) as error:
-            raise FileNotFoundError(f"no checkpoint {Path(row.checkpoint).name!r}") from error
+        return PipelinePlayer(row, self._found.load(row.checkpoint), self.seconds)

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+NEIGHBOURS = 5
+
 
 class Coverage(NamedTuple):
     """precision, recall and coverage in [0, 1]; density about 1 where both sets have one distribution, maybe more."""
@@ -25,7 +27,7 @@ class Coverage(NamedTuple):
     coverage: float
 
 
-def density_and_coverage(real: Tensor, fake: Tensor, *, neighbours: int = 5) -> Coverage:
+def density_and_coverage(real: Tensor, fake: Tensor, *, neighbours: int = NEIGHBOURS) -> Coverage:
     """All four measures of ``fake`` ``[m, D]`` against ``real`` ``[n, D]``, one embedding a clip.
 
     Under one distribution and n = m, coverage is about 1 - 2^-neighbours: 0.97 for 5.

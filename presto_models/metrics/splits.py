@@ -39,20 +39,30 @@ class Splits:
 
 
 def choose_splits(
-    data: str, *, clips: int, seconds: float, seed: int, tags: Sequence[str], training_clips: int
+    data: str,
+    *,
+    clips: int,
+    seconds: float,
+    seed: int,
+    tags: Sequence[str],
+    training_clips: int,
+    of_pieces: bool = False,
 ) -> Splits:
     """A seeded choice; every test and training clip has all ``tags``; without tags there are no training clips.
+
+    Args:
+        of_pieces: test and validation have every piece at most once.
 
     Raises:
         FileNotFoundError, ValueError: no such folder, too few clips, a test clip without a caption, or a piece that is
         in the test split and in another one.
     """
 
-    def choose(split: str, num: int, tagged: Sequence[str] = ()) -> list[Clip]:
-        return choose_clips(data, split, num, seconds, seed=seed, tagged=tagged)
+    def choose(split: str, num: int, tagged: Sequence[str] = (), of_pieces: bool = of_pieces) -> list[Clip]:
+        return choose_clips(data, split, num, seconds, seed=seed, tagged=tagged, of_pieces=of_pieces)
 
     test, validation = choose("test", clips, tags), choose("validation", clips)
-    training = choose("train", training_clips, tags) if tags else []
+    training = choose("train", training_clips, tags, False) if tags else []
     silent = [clip.path for clip in test if not clip.caption]
     if silent:
         raise ValueError(f"test clips need captions to generate from; {len(silent)} have none, {silent[0]} among them")

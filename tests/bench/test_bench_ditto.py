@@ -114,7 +114,8 @@ def test_the_walk_is_the_products(task):
     near, _ = product.plans(task.pipeline, 0.5, 2)
     assert (task.plan, task.x_max) == (near, product.x_max) and task.x_max is not None
     second = Task(DITTO_2, SIZES)
-    assert second.plan.sampling.sampler == "pingpong" and second.plan.sampling.steps == 1
+    assert second.plan.sampling.sampler == "ddim" and second.plan.sampling.steps == 1
+    assert second.plan.sampling.spacing == "interval"
     assert second.plan.schedule is not None and second.x_max is None
 
 
@@ -210,7 +211,8 @@ def test_a_checkpointed_walk_keeps_one_call_and_its_latents(method):
     for each in (short, long):
         assert each["walk_bytes"] == each["line_bytes"]
     kept = found(6, False)
-    assert kept["walk_bytes"] > 3 * long["walk_bytes"] and kept["decoder_bytes"] == long["decoder_bytes"] > 0
+    assert kept["walk_bytes"] > 3 * long["walk_bytes"]
+    assert kept["decoder_bytes"] == pytest.approx(long["decoder_bytes"], rel=0.05) and long["decoder_bytes"] > 0
 
 
 def fake_measured(case, sizes):
@@ -280,7 +282,7 @@ def test_a_search_is_timed_without_what_is_only_asked_of_it():
     race = ditto_race.Race(1, {DITTO: 4, DITTO_2: 5}, every=2, threshold=None, prompt="organ")
     seen, moments = [], iter(range(1000))
     given = ditto_race.setup(pipeline_of(DITTO_2), DITTO_2, replace(SIZES, batch=1), race, seed=7)
-    assert given.near.sampling.steps == 1 and given.far.sampling.steps == 4 and given.seeds == (7,)
+    assert given.near.sampling.steps == 1 and given.far.sampling.steps == 2 and given.seeds == (7,)
     row = ditto_race.follow(given, every=2, on_step=seen.append, clock=lambda: next(moments))
     assert seen == [1, 2, 3, 4, 5]
     assert [error is None for error in row["errors"]] == [False, True, False, True, False, False]

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from presto_models.ditto.features.spectrum import Spectrum
 
-HIGH_PASS = 261.2  # Hz, about middle C: the bass is not the melody [P/C]
-SILENCE = -80.0  # dB re a full-scale sine: a frame much below it has all classes alike; our choice
+HIGH_PASS = 261.0  # Hz, just below middle C: the bass is not the melody [P/C]
+SILENCE = -100.0  # dB re a full-scale sine: a frame much below it has all classes alike; our choice
 EVEN = 1e-3  # share of the energy that is spread evenly: bounds the gradient of the log; our choice
 
 
@@ -20,11 +20,12 @@ class Chroma:
     The chroma filter bank of Ellis (2007) at A4 = 440 Hz on the power spectrogram, as ``librosa.feature.chroma_stft``
     with ``tuning=0``, behind a high-pass biquad (second-order Butterworth, -3 dB at 261 Hz), whose power gain
 
-        |H(f)|² = r⁴ / (1 + r⁴),        r = tan(pi f / rate) / tan(pi 261.2 / rate)
+        |H(f)|² = r⁴ / (1 + r⁴),        r = tan(pi f / rate) / tan(pi 261 / rate)
 
     is multiplied into the filter bank.  Shares add up to 1 in every frame: else a louder frame would be a better one.
-    DITTO, 2401.12179, section 4: high-passed chromagram, log; window, biquad and cut-off are Music ControlNet's
-    (2311.07069).
+    DITTO, 2401.12179, section 4: the log of a high-passed chromagram, as in Music ControlNet (2311.07069).
+    The floor, -100 dB, under which a frame has all classes alike, and the thousandth of its energy that every frame
+    spreads evenly over the classes, which bounds the log, are our choice, as is the Butterworth.
     """
 
     def __init__(

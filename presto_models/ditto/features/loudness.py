@@ -8,7 +8,7 @@ from torch import Tensor
 from presto_models.ditto.features.frames import frame_count, frame_length, in_blocks
 from presto_models.ditto.features.savgol import SavitzkyGolay, odd_window
 
-FLOOR = -80.0  # dB re full scale; our choice: below it nothing is heard, and log has no gradient
+FLOOR = -80.0  # dB re full scale: all below it is silence, without a gradient; our choice
 SMOOTHING = 1.0  # seconds; Music ControlNet's protocol, which the paper takes over
 ORDER = 1  # of the smoothing polynomial [C]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -12,8 +13,9 @@ from presto_models.ditto.features.spectrum import Spectrum
 from presto_models.metrics.mel import mel_filters
 
 BANDS, COEFFICIENTS = 128, 20  # librosa's
-# The paper's window and order could not be read: ours.  30 pieces spliced as ABBA from two recordings are then 0.42 from
-# ABBA and 0.66 from ABAB (mean squares), music as it is 0.71; correlation with the target 0.82, 0.77 at half a second.
+# The paper's window and order could not be read: ours.  Of 29 pieces spliced as ABBA from two recordings each, the
+# matrix is 0.28 (mean square) from ABBA's and 0.79 from ABAB's; that of music as it is, 0.71 from ABBA's.  Windows of
+# half a second, and of one or two at order 2, tell ABBA from ABAB about as well.
 SMOOTHING = 1.0  # seconds
 ORDER = 1
 ROWS = 10  # a second, about, of the matrix that is kept: smoothed as it is, more would say the same
@@ -49,10 +51,11 @@ class Timbre:
 class SelfSimilarity:
     """``similarity(timbre)``: ``[B, frames, d]`` to ``[B, rows, rows]``, near 1 where two moments sound alike.
 
-        savgol2d * T T',   T: each coefficient to mean 0 and deviation 1 over time, then each frame to length 1
+        savgol2d * T T',        T: each coefficient less its mean over time, then each frame to length 1
 
-    so that 1 is as alike as can be, and -1 as different.  The length is our choice: without it a few frames far from
-    all others outweigh the rest.
+    so that 1 is as alike as can be, and -1 as different.  The paper has "normalised over time" and no more; this
+    reading is our choice.  With each coefficient's deviation brought to 1 as well, those that do not change are noise
+    as loud as the others, and the 29 pieces above are 0.42 from ABBA's matrix and 0.66 from ABAB's.
 
     A 2-D Savitzky-Golay filter puts at every place the polynomial of total degree n fitted to the square around it; at
     the edges that of the outermost square.  With S_k the 1-D filter of order k, S_-1 = 0, that is exactly
@@ -77,8 +80,7 @@ class SelfSimilarity:
 
     def __call__(self, timbre: Tensor) -> Tensor:
         centred = timbre - timbre.mean(1, keepdim=True)
-        even = centred / (centred.square().mean(1, keepdim=True) + 1e-8).sqrt()
-        unit = even / (even.square().sum(-1, keepdim=True) + 1e-8).sqrt()
+        unit = centred / (centred.square().sum(-1, keepdim=True) + 1e-8).sqrt()
         smooth = [smoothed(unit.mT)[..., :: self.every] for smoothed in self.filters]
-        steps = [smooth[0], *(b - a for a, b in zip(smooth, smooth[1:], strict=False))]
+        steps = [smooth[0], *(b - a for a, b in pairwise(smooth))]
         return torch.cat(steps, 1).mT @ torch.cat(smooth[::-1], 1)

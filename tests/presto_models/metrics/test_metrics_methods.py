@@ -4,7 +4,6 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -12,41 +11,16 @@ pytest.importorskip("soundfile")
 pytest.importorskip("auraloss")
 pytest.importorskip("scipy")
 
-from presto_models.data.audio_files import write_audio
+from toy_music import RATE, Bands, tone, write_music
+
 from presto_models.metrics import method_report
 from presto_models.metrics.clips import choose_clips
 from presto_models.metrics.generated import generate_clips
 from presto_models.metrics.method_rows import NetworkUse, Row
 from presto_models.metrics.methods import MethodsOptions, measure, run
-from presto_models.metrics.musicnn import MusicNNOutput
 
 ROOT = Path(__file__).parents[3]
-RATE, SECONDS = 8000, 1.0
-HERTZ = {"low": 200.0, "high": 900.0}
-
-
-def tone(kind, seed, samples=int(1.2 * RATE)):
-    """A note near the kind's frequency, in a little noise."""
-    rng = np.random.default_rng(seed)
-    hertz = HERTZ[kind] * rng.uniform(0.9, 1.1)
-    wave = np.sin(2 * np.pi * hertz * np.arange(samples) / RATE) + 0.3 * rng.standard_normal(samples)
-    return torch.from_numpy(0.2 * wave).float()
-
-
-class Bands:
-    """Ears without a network: the levels of eight bands of each half second, in dB."""
-
-    tag_names = tuple(f"band {index}" for index in range(8))
-
-    def __init__(self):
-        self.heard = 0
-
-    def analyse(self, audio, sample_rate):
-        self.heard += 1
-        halves = audio.unfold(1, sample_rate // 2, sample_rate // 2)  # [1, 2, T]
-        power = torch.fft.rfft(halves).abs().square()[..., 1:1001].unflatten(-1, (8, 125)).mean(-1)
-        levels = torch.log10(power + 1e-3)
-        return MusicNNOutput(levels.sigmoid(), levels, levels)
+SECONDS = 1.0
 
 
 class Rounded:
@@ -107,15 +81,7 @@ class Troupe:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("music")
-    for number, (split, count) in enumerate((("train", 12), ("validation", 8), ("test", 8))):
-        for index in range(count):
-            kind = ("low", "high")[index % 2]
-            path = root / split / f"{split}-{index}.wav"
-            write_audio(path, tone(kind, [number, index])[None], RATE)
-            described = {"captions": [f"{kind} note {index}"], "tags": {"pitch": kind}, "piece": f"{split}-{index}"}
-            path.with_suffix(".json").write_text(json.dumps(described))
-    return root
+    return write_music(tmp_path_factory.mktemp("music"), 1.2, train=12, validation=8, test=8)
 
 
 @pytest.fixture
