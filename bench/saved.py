@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -10,29 +11,36 @@ import torch
 from torch import Tensor
 
 
+class _Saved:
+    """The memory of a tensor, for as long as the graph needs it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor.detach()  # a result that is saved would hold the graph that holds it, for ever
+
+
 def saved_bytes(forward: Callable[[], Any]) -> int:
     """What ``forward`` has saved for its backward pass when it returns, in bytes.
 
-    Memory that stood before (weights, inputs, what was computed beforehand) is not counted, and views of one memory are
-    counted once.  Inside a gradient checkpoint nothing is saved but its inputs; what its recomputation will save while
-    the backward pass runs is that of the call without a checkpoint.
+    Memory that stood before (weights, inputs, what was computed beforehand) is not counted, views of one memory are
+    counted once, and what a part of the graph saved that nothing needs any more is not there.  Inside a gradient
+    checkpoint nothing is saved but its inputs; what its recomputation will save while the backward pass runs is that of
+    the call without a checkpoint.
     """
     gc.collect()
     held = [each for each in gc.get_objects() if issubclass(type(each), Tensor)]  # so that none makes room for another
     before = {_memory(each) for each in held}
-    found: dict[int, int] = {}
+    saved: weakref.WeakSet[_Saved] = weakref.WeakSet()
 
-    def keep(tensor: Tensor) -> Tensor:
-        memory = _memory(tensor)
-        if memory not in before:
-            found[memory] = tensor.untyped_storage().nbytes()
-        return tensor
+    def keep(tensor: Tensor) -> _Saved:
+        kept = _Saved(tensor)
+        saved.add(kept)
+        return kept
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        result = forward()  # holds the graph, so that no memory is used twice
-    total = sum(found.values())
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept.tensor):
+        result = forward()  # holds the graph
+    found = {_memory(kept.tensor): kept.tensor.untyped_storage().nbytes() for kept in saved}
     del result, held
-    return total
+    return sum(nbytes for memory, nbytes in found.items() if memory not in before)
 
 
 def _memory(tensor: Tensor) -> int:

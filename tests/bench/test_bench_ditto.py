@@ -191,6 +191,11 @@ def test_saved_bytes_are_counted_exactly():
     assert saved_bytes(lambda: double(lambda y: y.exp().exp().exp(), 2 * x, use_reentrant=False)) == 400  # its input
     assert saved_bytes(lambda: x.detach() * 2) == 0
 
+    def with_a_part_nobody_needs():
+        return x.exp().exp().detach() * x.sin()  # which keeps its result's other factor; x stood before
+
+    assert saved_bytes(with_a_part_nobody_needs) == 400
+
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_checkpointed_walk_keeps_one_call_and_its_latents(method):
@@ -206,8 +211,7 @@ def test_a_checkpointed_walk_keeps_one_call_and_its_latents(method):
     for each in (short, long):
         assert each["walk_bytes"] == each["line_bytes"]
     kept = found(6, False)
-    assert kept["walk_bytes"] > 3 * long["walk_bytes"]
-    assert kept["decoder_bytes"] == pytest.approx(long["decoder_bytes"], rel=0.05) and long["decoder_bytes"] > 0
+    assert kept["walk_bytes"] > 3 * long["walk_bytes"] and kept["decoder_bytes"] == long["decoder_bytes"] > 0
 
 
 def fake_measured(case, sizes):
