@@ -123,7 +123,7 @@ def _draw_melody(part: Any, name: str, outcome: Outcome, index: int, seconds: fl
 def _draw_structure(part: Any, name: str, outcome: Outcome, index: int, seconds: float) -> None:
     matrices = {
         "asked for": outcome.target,
-        _said(name, outcome, index): outcome.obtained[index],
+        _said("obtained", outcome, index): outcome.obtained[index],
         "without control": outcome.uncontrolled[index],
     }
     low = min(float(matrix.min()) for matrix in matrices.values())
