@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "train autoencoder": ("presto_models.training.autoencoder", "TrainAutoencoderOptions", "train an autoencoder"),
     "train stereo": ("presto_models.training.stereo", "TrainStereoOptions", "train a mono-to-stereo module"),
     "train diffusion": ("presto_models.training.diffusion", "TrainDiffusionOptions", "train a diffusion model"),
+    "train adaptor": ("presto_models.ditto.adaptor.training", "TrainAdaptorOptions", "curves and melodies for a frozen model"),
     "distill presto-ls": ("presto_models.distill.cli", "PrestoLSOptions", "few steps of few layers: both of these"),
     "distill presto-l": ("presto_models.distill.cli", "PrestoLOptions", "fewer layers where there is more noise"),
     "distill presto-s": ("presto_models.distill.cli", "PrestoSOptions", "few steps, by distribution matching"),
