@@ -11,10 +11,11 @@ from presto_models.plots import check_plot_path
 
 
 def draw_control(result: dict[str, Any], path: str | os.PathLike[str]) -> None:
-    """Median error against median seconds, both logarithmic, a line for a search and a dot for the music of each row;
-    dashed, the threshold."""
+    """Median error against median seconds, both logarithmic, a line for a search and a dot for the music of each row, a
+    triangle at the lower edge where it has no error at all; dashed, the threshold."""
     path = check_plot_path(path)
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
     rows = [entry for entry in result["rows"] if entry["runs"]]
     tasks = list(dict.fromkeys(entry["task"] for entry in rows))
@@ -24,21 +25,30 @@ def draw_control(result: dict[str, Any], path: str | os.PathLike[str]) -> None:
     panels = figure.subplots(-(-len(tasks) // wide) or 1, wide, squeeze=False).flatten()
     for panel, task in zip(panels, tasks, strict=False):
         of_task = [entry for entry in rows if entry["task"] == task]
+        least = min((entry["end"][1] for entry in of_task if entry["end"][1] > 0), default=1.0)
         for entry in of_task:
-            color = f"C{names.index(entry['name']) % 10}"
-            marker = "o" if names.index(entry["name"]) < 10 else "s"
+            index = names.index(entry["name"])
+            color, (seconds, error) = f"C{index % 10}", entry["end"]
             if entry["path"]:
                 panel.plot(*zip(*entry["path"], strict=True), color=color, linewidth=1.2)
-            panel.plot(*entry["end"], marker, color=color)
+            if error > 0:
+                panel.plot(seconds, error, "os"[index >= 10], color=color)
+            else:  # below the scale
+                panel.plot(seconds, least / 3, "v", color=color)
+                panel.annotate("0", (seconds, least / 3), xytext=(5, -3), textcoords="offset points", fontsize=8)
         if (threshold := of_task[0]["threshold"]) is not None:
             panel.axhline(threshold, color="grey", linestyle="--", linewidth=1, zorder=0)
-        panel.set(title=task, xscale="log", xlabel="seconds", ylabel=f"median error, {of_task[0]['unit']}")
-        if all(entry["end"][1] > 0 for entry in of_task):
-            panel.set_yscale("log")
+        panel.set(
+            title=task, xlabel="seconds", ylabel=f"median error, {of_task[0]['unit']}", xscale="log", yscale="log"
+        )
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_locator(NullLocator())
     for panel in panels[len(tasks) :]:
         panel.remove()
     handles = [
-        figure.axes[0].plot([], [], "o" if index < 10 else "s", color=f"C{index % 10}", label=name)[0]
+        panels[0].plot([], [], "os"[index >= 10], color=f"C{index % 10}", label=name)[0]
         for index, name in enumerate(names)
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(6, max(1, len(names))), fontsize="small")

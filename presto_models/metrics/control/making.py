@@ -94,8 +94,9 @@ class Making:
         wall, busy = time.perf_counter(), time.process_time()
         found = made(row.options())
         busy, wall = time.process_time() - busy, time.perf_counter() - wall
-        # On a CPU the processor's time: what else runs there, other shards of this table too, does not count.
-        share = busy / wall if self.stage.device.type == "cpu" else 1.0
+        # On a CPU the processor's time: what else runs there, other shards of this table too, does not count.  Several
+        # threads' times add up to more than passed, and then what passed is told.
+        share = min(1.0, busy / wall) if self.stage.device.type == "cpu" else 1.0
         memory = max(0, self.meter.peak() - held) if counts else None
         (outcome,) = found.outcomes.values()
         audio, figures = row.asked.finished(pipeline, control, found)

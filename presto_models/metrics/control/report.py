@@ -80,10 +80,10 @@ def _title(task: str, entries: list[Entry]) -> str:
     return f"{task}: error in {first['unit']}{threshold}; figure: {first['figure']}"
 
 
-def _references(result: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(title, FAD, tags heard)."""
+def _references(result: dict[str, Any]) -> list[list[str]]:
+    """Title, FAD, tags heard."""
     return [
-        (_REFERENCES[entry["name"]], _estimate(entry.get("fad")), _heard(entry.get("agreement")))
+        [_REFERENCES[entry["name"]], _estimate(entry.get("fad")), _heard(entry.get("agreement"))]
         for entry in result["references"].get("rows", [])
     ]
 
@@ -95,19 +95,22 @@ def _left_out(entry: Entry) -> str | None:
     return None if failed is None else f"{failed['runs']} runs failed: {failed['first']}"
 
 
-def _race(found: dict[str, Any]) -> list[str]:
-    seconds = [_number(value) if value is not None else "never" for value in found["seconds"]]
-    music = [_number(value) for value in found["music"]]
-    return [found["task"], str(found["runs"]), _number(found["error"]), *seconds, _ratio(found["ratio"]), *music]
+RACE: dict[str, Callable[[Entry], str]] = {
+    "runs": lambda found: str(found["runs"]),
+    "error": lambda found: _number(found["error"]),
+    "s, first": lambda found: _seconds(found["seconds"][0]),
+    "s, second": lambda found: _seconds(found["seconds"][1]),
+    "times sooner": lambda found: "–" if not found["ratio"]["value"] else _estimate(found["ratio"]),
+    "errors of their music": lambda found: " / ".join(map(_number, found["music"])),
+}
 
 
-def _ratio(ratio: dict[str, float | None]) -> str:
-    return "–" if not ratio["value"] else _estimate(ratio)
+def _seconds(value: float | None) -> str:
+    return "never" if value is None else _number(value)
 
 
-def _race_columns(result: dict[str, Any]) -> list[str]:
-    of, by = (result["races"][0][side] for side in ("of", "by"))
-    return ["", "runs", f"error {of} ends with", f"{of}, s", f"{by}, s", "times sooner", f"music: {of}", f"music: {by}"]
+def _racers(found: dict[str, Any]) -> str:
+    return f"{found['task']}: {found['of']}, {found['by']}"
 
 
 def markdown(result: dict[str, Any]) -> str:
@@ -125,9 +128,9 @@ def markdown(result: dict[str, Any]) -> str:
                 cells = [(_left_out(entry) or "").replace("|", "\\|"), *[""] * (len(columns) - 1)]
             lines.append(f"| {entry['name']} | {' | '.join(cells)} |")
     if result["races"]:
-        names = _race_columns(result)
-        lines += ["", f"| {' | '.join(names)} |", f"|---|{'---:|' * (len(names) - 1)}"]
-        lines += [f"| {' | '.join(_race(found))} |" for found in result["races"]]
+        lines += ["", f"| the time to one error | {' | '.join(RACE)} |", f"|---|{'---:|' * len(RACE)}"]
+        for found in result["races"]:
+            lines.append(f"| {_racers(found)} | {' | '.join(column(found) for column in RACE.values())} |")
     notes = {entry["name"]: entry["note"] for entry in result["rows"] if entry["note"]}
     failed = [f"- {entry['id']}: {_left_out(entry)}" for entry in result["rows"] if "failed" in entry and entry["runs"]]
     told = [*(f"- {name}: {note}" for name, note in notes.items()), *failed]
@@ -153,35 +156,28 @@ def show_control(result: dict[str, Any]) -> None:
 
     console = Console(width=100, highlight=False)
 
-    def table(title: str, columns: list[str]) -> Table:
-        shown = Table(
-            title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False, padding=(0, 1, 0, 0)
-        )
-        shown.add_column("", min_width=12, overflow="fold")
+    def show(title: str, columns: list[str], rows: list[list[str]]) -> None:
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        table.add_column("", min_width=12, overflow="fold")
         for name in columns:
-            shown.add_column(name, justify="right", no_wrap=True)
-        return shown
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
+        console.print(title, style="bold")
+        console.print(table)
 
     meta = result["meta"]
-    references = table("Real music, and what the autoencoder and noise make of it", ["FAD", "tags heard"])
-    for cells in _references(result):
-        references.add_row(*cells)
-    console.print(references)
+    show("Real music, and what the autoencoder and noise make of it", ["FAD", "tags heard"], _references(result))
     for task, entries in _tasks(result).items():
         there = [entry for entry in entries if entry["runs"]]
         figure = {entries[0]["figure"] if name == "figure" else name: column for name, column in QUALITY.items()}
         for title, columns in ((_title(task, entries), figure), (f"{task}: cost of one call", COST)):
-            shown = table(title, list(columns))
-            for entry in there:
-                shown.add_row(entry["name"], *(column(entry) for column in columns.values()))
-            if there:
-                console.print(shown)
+            rows = [[entry["name"], *(column(entry) for column in columns.values())] for entry in there]
+            if rows:
+                show(title, list(columns), rows)
     if result["races"]:
-        names = _race_columns(result)
-        shown = table("The time to one error", names[1:])
-        for found in result["races"]:
-            shown.add_row(*_race(found))
-        console.print(shown)
+        rows = [[_racers(found), *(column(found) for column in RACE.values())] for found in result["races"]]
+        show("The time to the error that the first ends with", list(RACE), rows)
     for entry in result["rows"]:
         if said := _left_out(entry):
             console.print(f"{entry['id']}: {said}", markup=False)

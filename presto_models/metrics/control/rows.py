@@ -36,7 +36,7 @@ from presto_models.metrics.control.tasks import TASKS, ControlTask
 from presto_models.metrics.method_rows import read_toml
 
 DTYPES = ("fp32", "bf16")
-RACE = ("ditto", "ditto-2")  # rows whose times to the same error are compared: of, with
+RACE = ("ditto", "ditto-2")  # methods whose times to the same error are compared
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_+-]*")
 _OPTIONS = tuple(each.name for each in fields(DittoOptions))
 _TEXTS = ("name", "method", "checkpoint", "adaptor", "dtype", "note")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class Table:
         self.weights: dict[str, dict[str, str]] = {}
         self.found: dict[str, dict[int, Run]] = {}
         self.entries: dict[str, dict[str, Any]] = {}
-        self.races: dict[str, dict[str, Any] | None] = {}
+        self.races: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
             self.entries[row.id] = self._told(row)
             try:
@@ -141,16 +142,19 @@ class Table:
         return meta | {"torch": torch.__version__, "command": command_of("evaluate control", options, _SAID)}
 
     def _races(self) -> list[dict[str, Any]]:
-        """Of each task with both rows: how much sooner the second comes to the error the first ends with."""
+        """Of each task's rows of either method: how much sooner those of the second come to the error of the first."""
         for task in dict.fromkeys(row.task for row in self.rows):
             if task not in self.races:
-                self.races[task] = self._race(task)
-        return [found for found in self.races.values() if found is not None]
+                self.races[task] = list(self._races_of(task))
+        return [found for races in self.races.values() for found in races]
 
-    def _race(self, task: str) -> dict[str, Any] | None:
-        sides = [[run for row in self.rows if row.id == f"{task}/{name}" for run in self.of(row)] for name in RACE]
-        found = race(*sides, resamples=self.options.resamples, seed=self.options.seed)
-        return None if found is None else {"task": task, "of": RACE[0], "by": RACE[1], **found}
+    def _races_of(self, task: str) -> Iterator[dict[str, Any]]:
+        rows = [row for row in self.rows if row.task == task]
+        options = self.options
+        for of, by in product(*([row for row in rows if row.method == method] for method in RACE)):
+            found = race(self.of(of), self.of(by), resamples=options.resamples, seed=options.seed)
+            if found is not None:
+                yield {"task": task, "of": of.name, "by": by.name, **found}
 
 
 _SAID = ("rows", "out", "runs", "seconds", *_MEASURING)

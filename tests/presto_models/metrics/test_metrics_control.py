@@ -135,6 +135,7 @@ def test_a_table_from_end_to_end(small, stage, made):
         assert entry["runs"] == RUNS and entry["heard"]["fad"]["value"] > 0
         assert 0 <= entry["heard"]["agreement"]["pitch"]["accuracy"]["value"] <= 1
     (race,) = result["races"]
+    assert (race["of"], race["by"]) == ("ditto", "ditto-2")
     assert (race["task"], race["runs"]) == ("outpaint", RUNS) and race["seconds"][0] > 0
     assert [entry["name"] for entry in result["references"]["rows"]] == [
         "test",
@@ -281,6 +282,8 @@ def test_page_figure_and_terminal_come_from_the_results_alone(small, stage, tmp_
     said = capsys.readouterr().out
     assert max(map(len, said.splitlines())) <= 100 and "…" not in said
     assert "outpaint/gone: left out: no checkpoint 'missing'" in said and "seam" in said and "accuracy" in said
+    for last in ("tags heard", "MB", "errors of their music"):
+        assert last in said, "no column is cut off"
     text = page.read_text()
     assert text.endswith("<!-- end -->\n\nmore\n") and "- a-baseline-of-a-very-long-name: by itself" in text
     assert "| **intensity: error in dB², reached at 1e+06; figure: correlation** |" in text
