@@ -61,10 +61,15 @@ def meta(device: torch.device, ceilings: Ceilings | None = None) -> dict[str, An
         "triton": triton_version,
         "python": platform.python_version(),
         "commit": _commit(),
-        "command": shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
+        # Files of this machine alone by their names: results are read on others.
+        "command": shlex.join(["python", "-m", "bench", *(_relative(word) for word in sys.argv[1:])]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "ceilings": None if ceilings is None else asdict(ceilings),
     }
+
+
+def _relative(word: str) -> str:
+    return Path(word).name if Path(word).is_absolute() else word
 
 
 def device_name(device: torch.device) -> str:

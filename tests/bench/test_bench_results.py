@@ -5,8 +5,9 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
-from bench import show
+from bench import machine, show
 from bench.measure import Ratio
 from bench.results import Report, ratio_fields, sample_fields, write_json
 
@@ -15,6 +16,11 @@ def printed(renderable):
     with show.console.capture() as capture:
         show.console.print(renderable)
     return capture.get()
+
+
+def test_the_command_names_files_of_this_machine_without_their_folders(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["bench", "ops", "--json", str(tmp_path / "r.json"), "--plot", "docs/a.png"])
+    assert machine.meta(torch.device("cpu"))["command"] == "python -m bench ops --json r.json --plot docs/a.png"
 
 
 def test_a_report_round_trips(tmp_path):
