@@ -44,4 +44,9 @@ def saved_bytes(forward: Callable[[], Any]) -> int:
 
 
 def _memory(tensor: Tensor) -> int:
-    return 0 if tensor.is_meta else tensor.untyped_storage().data_ptr()
+    if tensor.is_meta:
+        return 0
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except RuntimeError:  # a fake one, such as torch.compile leaves behind: it has none
+        return 0

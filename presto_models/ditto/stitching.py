@@ -181,7 +181,8 @@ def loop(
         )
     leave, again = reference.shape[1] - there, new.shape[1] - back
     out = _search(reference[:, leave:], new[:, :there], sample_rate, fade, max_shift).best()
-    home = _search(new[:, again:], reference[:, :back], sample_rate, fade, max_shift).best()
+    room = min(max_shift, (again - there) / sample_rate)  # of the new music, between the two overlaps
+    home = _search(new[:, again:], reference[:, :back], sample_rate, fade, room).best()
     start = again + home.shift  # of the new music, where it plays the reference's first sample
     pieces = (
         new[:, start : again + home.at],
@@ -207,7 +208,8 @@ def loop_edge(
     if 2 * overlap > new.shape[1]:
         raise ValueError(f"overlap must be at most half of the music's {new.shape[1]} samples, got {overlap}")
     again = new.shape[1] - overlap
-    seam = _search(new[:, again:], new[:, :overlap], sample_rate, fade, max_shift).best()
+    room = min(max_shift, (again - overlap) / sample_rate)  # between the two edges
+    seam = _search(new[:, again:], new[:, :overlap], sample_rate, fade, room).best()
     at, entry, start = again + seam.at, seam.at - seam.shift, again + seam.shift
     faded = _faded(new[:, at:], new[:, entry:], seam)
     audio = torch.cat((new[:, start:at], faded, new[:, entry + seam.width : start]), 1)

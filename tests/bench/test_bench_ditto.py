@@ -181,6 +181,13 @@ def test_a_graph_is_held_against_the_references_graph():
 # Memory
 
 
+def test_a_fake_tensor_that_lies_about_does_not_count():
+    with torch._subclasses.FakeTensorMode():
+        left = torch.empty(8)
+    x = torch.randn(100, requires_grad=True)
+    assert saved_bytes(lambda: x.exp()) == 400 and left.numel() == 8
+
+
 def test_saved_bytes_are_counted_exactly():
     x, weight = torch.randn(100, requires_grad=True), torch.randn(100)
     assert saved_bytes(lambda: x.exp()) == 400  # its result

@@ -175,6 +175,15 @@ def test_lengths_are_exact(data):
         assert all(seam.at >= 0 and seam.at + seam.width <= joined.audio.shape[1] for seam in joined.seams)
 
 
+@pytest.mark.parametrize("overlaps", [(1, 4), (4, 1), (40, 60)])
+def test_a_loop_without_room_between_its_overlaps_is_not_shifted_into_them(overlaps):
+    reference, new = noise(sum(overlaps), 0, 2), noise(sum(overlaps), 1, 2)
+    around = loop(reference, new, overlaps, sample_rate=RATE, max_shift=0.005)
+    assert around.audio.shape[1] == sum(overlaps) + sum(seam.shift for seam in around.seams)
+    own = loop_edge(new[:, : 2 * min(overlaps)], min(overlaps), sample_rate=RATE, max_shift=0.005)
+    assert own.audio.shape[1] == min(overlaps) + own.seams[0].shift == min(overlaps)
+
+
 def test_silence_is_joined_to_silence():
     quiet = torch.zeros(1, 4000)
     joined = stitch(quiet, quiet, 1000, sample_rate=RATE)
