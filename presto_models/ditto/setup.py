@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -20,6 +21,18 @@ from presto_models.engine import Plan
 from presto_models.pipeline import PrestoPipeline
 from presto_models.request import check_prompts, repeated, seeds_of_each, tags_of_each
 from presto_models.text.tags import Tags
+
+
+class Request(TypedDict, total=False):
+    """What is asked of every method alike; see :func:`presto_models.ditto.optimize`."""
+
+    prompt: str | Sequence[str]
+    seconds: float
+    seed: int | Sequence[int] | None
+    tags: Tags | Sequence[Tags | None] | None
+    num_samples: int
+    stereo: bool
+    options: DittoOptions | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,9 +63,9 @@ class Setup:
         pipeline: PrestoPipeline,
         controls: Control | Sequence[Control],
         *,
-        prompt: str | Sequence[str],
-        seconds: float,
-        seed: int | Sequence[int] | None,
+        prompt: str | Sequence[str] = "",
+        seconds: float = 10.0,
+        seed: int | Sequence[int] | None = None,
         tags: Tags | Sequence[Tags | None] | None = None,
         num_samples: int = 1,
         stereo: bool = False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -12,12 +13,10 @@ from torch import Tensor
 from presto_kernels import renoise
 from presto_models.ditto.baselines.guided import GuidedWalk, without_checkpoints
 from presto_models.ditto.control import Control
-from presto_models.ditto.options import DittoOptions
 from presto_models.ditto.result import Optimized
-from presto_models.ditto.setup import Setup
+from presto_models.ditto.setup import Request, Setup
 from presto_models.ditto.shown import progress_bar
 from presto_models.pipeline import PrestoPipeline
-from presto_models.text.tags import Tags
 
 # presto-tiny, bf16, 10 s, DDIM in 10 steps, mean of two seeds.  Error without control and at 0.05, 0.1, 0.2: a melody
 # (nats) 3.6, 1.28, 0.89, 0.37; the form ABBA 0.76, 0.033, 0.005, 0.001; 2 s of outpainting (squared latents) at 0.1 and
@@ -61,15 +60,9 @@ def freedom(
     pipeline: PrestoPipeline,
     controls: Control | Sequence[Control],
     *,
-    prompt: str | Sequence[str] = "",
-    seconds: float = 10.0,
-    seed: int | Sequence[int] | None = None,
-    tags: Tags | Sequence[Tags | None] | None = None,
-    num_samples: int = 1,
-    stereo: bool = False,
-    options: DittoOptions | None = None,
     settings: FreeDoMSettings | None = None,
     progress: bool = False,
+    **request: Unpack[Request],
 ) -> Optimized:
     """Music led by the gradient of its controls' errors, in steps whose length does not depend on their units.
 
@@ -98,13 +91,7 @@ def freedom(
     setup = Setup.of(
         pipeline,
         controls,
-        prompt=prompt,
-        seconds=seconds,
-        seed=seed,
-        tags=tags,
-        num_samples=num_samples,
-        stereo=stereo,
-        options=without_checkpoints(options),
+        **without_checkpoints(request),
     )
     weights = torch.tensor([b.weight for b in setup.bound], device=setup.scene.device)[:, None]
     guided, steps = GuidedWalk(setup, weights), setup.far.sampling.steps

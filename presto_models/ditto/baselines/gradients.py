@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 
 from presto_models.ditto.baselines.guided import GuidedWalk, without_checkpoints
 from presto_models.ditto.baselines.known import Known
 from presto_models.ditto.control import Bound, Control
-from presto_models.ditto.options import DittoOptions
 from presto_models.ditto.result import Optimized
-from presto_models.ditto.setup import Setup
+from presto_models.ditto.setup import Request, Setup
 from presto_models.ditto.shown import progress_bar
 from presto_models.pipeline import PrestoPipeline
-from presto_models.text.tags import Tags
 
 # presto-tiny, bf16, 10 s, DDIM in 10 steps, mean of two seeds; chosen with room to where it breaks, and so that the
 # network's own error on the latents stays near that on its own samples (1.6 times for form, 1.2 for the others).
@@ -58,15 +57,9 @@ def guidance_gradients(
     pipeline: PrestoPipeline,
     controls: Control | Sequence[Control],
     *,
-    prompt: str | Sequence[str] = "",
-    seconds: float = 10.0,
-    seed: int | Sequence[int] | None = None,
-    tags: Tags | Sequence[Tags | None] | None = None,
-    num_samples: int = 1,
-    stereo: bool = False,
-    options: DittoOptions | None = None,
     settings: GuidanceGradientsSettings | None = None,
     progress: bool = False,
+    **request: Unpack[Request],
 ) -> Optimized:
     """Music led by the gradient of its controls' errors in steps of one fixed size, known latents in their place.
 
@@ -93,13 +86,7 @@ def guidance_gradients(
     setup = Setup.of(
         pipeline,
         controls,
-        prompt=prompt,
-        seconds=seconds,
-        seed=seed,
-        tags=tags,
-        num_samples=num_samples,
-        stereo=stereo,
-        options=without_checkpoints(options),
+        **without_checkpoints(request),
     )
     numbers = math.prod(setup.noise_shape[1:])
     etas = [settings.of(b) * numbers * b.weight for b in setup.bound]

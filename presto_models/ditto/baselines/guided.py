@@ -9,13 +9,14 @@ from torch import Tensor
 
 from presto_models.ditto.baselines.known import Known
 from presto_models.ditto.options import DittoOptions
-from presto_models.ditto.setup import Setup
+from presto_models.ditto.setup import Request, Setup
 from presto_models.ditto.walk import Walk
 
 
-def without_checkpoints(options: DittoOptions | None) -> DittoOptions:
+def without_checkpoints(request: Request) -> Request:
     """A gradient here goes through one call of the network, whose activations are kept rather than made twice."""
-    return replace(options or DittoOptions(), checkpointed=False)
+    options = request.get("options") or DittoOptions()
+    return {**request, "options": replace(options, checkpointed=False)}
 
 
 class GuidedWalk:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 
 from presto_kernels import renoise
 from presto_models.ditto.baselines.known import Known
 from presto_models.ditto.control import Control
-from presto_models.ditto.options import DittoOptions
 from presto_models.ditto.result import Optimized
-from presto_models.ditto.setup import Setup
+from presto_models.ditto.setup import Request, Setup
 from presto_models.ditto.shown import progress_bar
 from presto_models.pipeline import PrestoPipeline
-from presto_models.text.tags import Tags
 
 
 @dataclass(frozen=True)
@@ -34,14 +33,8 @@ def naive_masking(
     pipeline: PrestoPipeline,
     controls: Control | Sequence[Control],
     *,
-    prompt: str | Sequence[str] = "",
-    seconds: float = 10.0,
-    seed: int | Sequence[int] | None = None,
-    tags: Tags | Sequence[Tags | None] | None = None,
-    num_samples: int = 1,
-    stereo: bool = False,
-    options: DittoOptions | None = None,
     progress: bool = False,
+    **request: Unpack[Request],
 ) -> Optimized:
     """Music whose known part is overwritten by the reference after every step.
 
@@ -61,13 +54,7 @@ def naive_masking(
     setup = Setup.of(
         pipeline,
         controls,
-        prompt=prompt,
-        seconds=seconds,
-        seed=seed,
-        tags=tags,
-        num_samples=num_samples,
-        stereo=stereo,
-        options=options,
+        **request,
     )
     return _painted(setup, "naive masking", reference=1.0, until=1.0, progress=progress)
 
@@ -76,15 +63,9 @@ def multidiffusion(
     pipeline: PrestoPipeline,
     controls: Control | Sequence[Control],
     *,
-    prompt: str | Sequence[str] = "",
-    seconds: float = 10.0,
-    seed: int | Sequence[int] | None = None,
-    tags: Tags | Sequence[Tags | None] | None = None,
-    num_samples: int = 1,
-    stereo: bool = False,
-    options: DittoOptions | None = None,
     settings: MultiDiffusionSettings | None = None,
     progress: bool = False,
+    **request: Unpack[Request],
 ) -> Optimized:
     """Music whose known part is the average of its own and the reference's after each step.
 
@@ -101,13 +82,7 @@ def multidiffusion(
     setup = Setup.of(
         pipeline,
         controls,
-        prompt=prompt,
-        seconds=seconds,
-        seed=seed,
-        tags=tags,
-        num_samples=num_samples,
-        stereo=stereo,
-        options=options,
+        **request,
     )
     return _painted(setup, "MultiDiffusion", reference=0.5, until=settings.until, progress=progress)
 
