@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
+from typing import Unpack
 
 import torch
 from torch import Tensor
@@ -12,14 +13,12 @@ from torch import Tensor
 from presto_models.ditto.adaptor.model import AdaptedDiT, Adaptor, load_adaptor
 from presto_models.ditto.adaptor.signals import CONTROLS, WIDTH, at_latents
 from presto_models.ditto.control import Bound, Control
-from presto_models.ditto.options import DittoOptions
 from presto_models.ditto.result import Optimized
-from presto_models.ditto.setup import Setup
+from presto_models.ditto.setup import Request, Setup
 from presto_models.ditto.shown import progress_bar
 from presto_models.ditto.walk import Walk
 from presto_models.engine import Engine
 from presto_models.pipeline import PrestoPipeline
-from presto_models.text.tags import Tags
 
 
 @torch.no_grad()
@@ -28,16 +27,10 @@ def adaptor_guided(
     controls: Control | Sequence[Control],
     *,
     adaptor: Adaptor | str | os.PathLike[str],
-    prompt: str | Sequence[str] = "",
-    seconds: float = 10.0,
-    seed: int | Sequence[int] | None = None,
-    tags: Tags | Sequence[Tags | None] | None = None,
-    num_samples: int = 1,
-    stereo: bool = False,
-    options: DittoOptions | None = None,
     scale: float = 1.0,
     guided: bool = True,
     progress: bool = False,
+    **request: Unpack[Request],
 ) -> Optimized:
     """Music that follows its controls as a trained adaptor has it: one walk of the sampler, nothing is optimised.
 
@@ -75,13 +68,7 @@ def adaptor_guided(
     setup = Setup.of(
         pipeline,
         controls,
-        prompt=prompt,
-        seconds=seconds,
-        seed=seed,
-        tags=tags,
-        num_samples=num_samples,
-        stereo=stereo,
-        options=options,
+        **request,
     )
     signals, given = control_signals(setup.bound, adaptor.config.controls, setup.scene.length)
     batch = setup.scene.batch

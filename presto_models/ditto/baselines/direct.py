@@ -24,7 +24,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Literal, get_args
+from typing import Literal, Unpack, get_args
 
 import torch
 from torch import Tensor
@@ -36,11 +36,10 @@ from presto_models.ditto.options import DittoOptions
 from presto_models.ditto.result import Optimized
 from presto_models.ditto.scene import Scene
 from presto_models.ditto.search import Search
-from presto_models.ditto.setup import Setup
+from presto_models.ditto.setup import Request, Setup
 from presto_models.ditto.shown import progress_bar
 from presto_models.ditto.solver import StepReport, first_reached, run
 from presto_models.pipeline import PrestoPipeline
-from presto_models.text.tags import Tags
 
 Optimizer = Literal["adam", "momentum"]
 State = Literal["float32", "float64"]
@@ -140,16 +139,10 @@ def doodl(
     pipeline: PrestoPipeline,
     controls: Control | Sequence[Control],
     *,
-    prompt: str | Sequence[str] = "",
-    seconds: float = 10.0,
-    seed: int | Sequence[int] | None = None,
-    tags: Tags | Sequence[Tags | None] | None = None,
-    num_samples: int = 1,
-    stereo: bool = False,
-    options: DittoOptions | None = None,
     settings: DoodlSettings | None = None,
     callback: Callable[[StepReport], bool | None] | None = None,
     progress: bool = False,
+    **request: Unpack[Request],
 ) -> Optimized:
     """Music for a prompt that follows its controls, by DOODL.
 
@@ -173,7 +166,7 @@ def doodl(
         ArithmeticError: every sample's error was NaN or infinite; or EDICT could not be undone (the noise came back
             changed by more than 1 % of its largest magnitude), so that the gradients were of another walk.
     """
-    options, settings = options or DittoOptions(), settings or DoodlSettings()
+    options, settings = request.get("options") or DittoOptions(), settings or DoodlSettings()
     if options.sampler not in (None, "ddim"):
         raise ValueError(f"options.sampler must be 'ddim' (EDICT is DDIM in two chains), got {options.sampler!r}")
     if options.surrogate_steps is not None:
@@ -188,17 +181,8 @@ def doodl(
         spacing=options.spacing or "endpoint",
         checkpointed=False,
     )
-    setup = Setup.of(
-        pipeline,
-        controls,
-        prompt=prompt,
-        seconds=seconds,
-        seed=seed,
-        tags=tags,
-        num_samples=num_samples,
-        stereo=stereo,
-        options=options,
-    )
+    asked: Request = {**request, "options": options}
+    setup = Setup.of(pipeline, controls, **asked)
     options, sampling = setup.options, setup.far.sampling
     if settings.noise_range is not None:
         lowest, highest = (level * pipeline.config.sigma_data for level in settings.noise_range)
