@@ -1,0 +1,161 @@
+"""What the accelerated modules of one model share: how they run, and what they keep between two calls."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from presto_kernels import backends
+
+MASKS = ("faithful", "exact")
+PROMPTS = 4  # kept at a time: with and without the prompt, and as many again
+TABLES = 64  # angles and their cosines; the blocks of a decoder have a table each
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How accelerated modules run.
+
+    backend: of the ops, as in :func:`presto_kernels.use_backend`, or "auto".
+    masks: "faithful" does with a mask what the original does; "exact" hides what it masks.
+    """
+
+    backend: str = "auto"
+    masks: str = "faithful"
+
+    def __post_init__(self) -> None:
+        if self.backend not in ("auto", *backends.BACKENDS):
+            raise ValueError(f"backend: {self.backend!r} is none; choose from auto, {', '.join(backends.BACKENDS)}")
+        if self.masks not in MASKS:
+            raise ValueError(f"masks: {self.masks!r} is none; choose from {', '.join(MASKS)}")
+
+    def running(self) -> contextlib.AbstractContextManager[None]:
+        """The ops inside run on ``backend``; attention on what comes nearest where it has no such kernel."""
+        if self.backend == "auto":
+            return contextlib.nullcontext()
+        attention = ("triton" if backends.TRITON_INSTALLED else "sdpa") if self.backend == "cuda" else self.backend
+        return backends.use_backend(self.backend, attention=attention)
+
+
+class Session:
+    """Shared by the accelerated modules of one tree; belongs to no state dict."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.passed_on: Counter[tuple[str, str]] = Counter()  # (class, why) -> calls that ran as the original
+        self._prompts: OrderedDict[Hashable, _Prompt] | None = None
+        self._prompt: _Prompt | None = None
+        self._tables: OrderedDict[Hashable, tuple[Hashable, tuple[Tensor, ...], Any]] = OrderedDict()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Session:
+        """A copied model begins with nothing kept."""
+        memo[id(self)] = copied = Session(self.settings)
+        return copied
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Session, (self.settings,)
+
+    def pass_on(self, module: nn.Module, reason: str) -> None:
+        """Remember that this call runs as the original does."""
+        if not torch.compiler.is_compiling():
+            self.passed_on[type(module).__name__, reason] += 1
+
+    # What does not change over a prompt ---------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def keeping(self) -> Iterator[None]:
+        if self._prompts is not None:  # one inside another keeps what the outer one has
+            yield
+            return
+        self._prompts = OrderedDict()
+        try:
+            yield
+        finally:
+            self._prompts = None
+
+    @contextlib.contextmanager
+    def call_with(self, inputs: tuple[object, ...]) -> Iterator[None]:
+        """A call of the outermost accelerated module; ``inputs`` is all of its arguments that a prompt decides.
+
+        The call may use what an earlier call kept whose inputs were the same objects, unchanged.
+        """
+        if self._prompts is None or self._prompt is not None or torch.is_grad_enabled():
+            yield
+            return
+        key = tuple(_identity(value) for value in inputs)
+        prompt = self._prompts.setdefault(key, _Prompt(inputs))
+        self._prompts.move_to_end(key)
+        while len(self._prompts) > PROMPTS:
+            self._prompts.popitem(last=False)
+        self._prompt = prompt
+        try:
+            yield
+        finally:
+            self._prompt = None
+
+    def constant(self, key: Hashable, source: Tensor, layers: tuple[nn.Module, ...], compute: Callable[[], Any]) -> Any:
+        """``compute()``, once per prompt: of ``source``, which the prompt alone decides, by the weights of ``layers``."""
+        if self._prompt is None or torch.compiler.is_compiling() or not all(map(_is_fixed, layers)):
+            return compute()
+        kept = self._prompt.kept
+        weights = tuple(_identity(p) for layer in layers for p in layer.parameters())
+        key = (key, tuple(source.shape), source.dtype)
+        if key not in kept or kept[key][0] != weights:
+            kept[key] = (weights, compute())
+        return kept[key][1]
+
+    # Tables -------------------------------------------------------------------------------------------------------
+
+    def table(self, key: Hashable, made_of: tuple[Tensor, ...], compute: Callable[[], Any]) -> Any:
+        """``compute()``, once for these tensors as they are; the last few keys are kept."""
+        now = tuple(_identity(t) for t in made_of)
+        kept = self._tables.get(key)
+        if kept is None or kept[0] != now:
+            kept = self._tables[key] = now, made_of, compute()  # the tensors are held: see _Prompt
+        self._tables.move_to_end(key)
+        while len(self._tables) > TABLES:
+            self._tables.popitem(last=False)
+        return kept[2]
+
+    def cos_sin(self, angles: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin ``[N, R/2]`` fp32 of half-split angles ``[N, R]``, whose halves are equal."""
+        if torch.compiler.is_compiling():
+            return _cos_sin(angles)
+        return self.table(("cos, sin", id(angles)), (angles,), lambda: _cos_sin(angles))
+
+
+class _Prompt:
+    """What was computed from one set of inputs, which are held so that nothing else takes their place in memory."""
+
+    def __init__(self, inputs: tuple[object, ...]) -> None:
+        self.inputs = inputs
+        self.kept: dict[Hashable, Any] = {}
+
+
+def _identity(value: object) -> Hashable:
+    """Equal for the same object holding the same values."""
+    if not isinstance(value, Tensor):
+        return value if isinstance(value, Hashable) else id(value)
+    version = 0 if value.is_inference() else value._version
+    return id(value), value.data_ptr(), version, value.dtype
+
+
+def _is_fixed(layer: nn.Module) -> bool:
+    """Whether a layer computes the same as long as its parameters do: adapters and parametrizations are switched."""
+    return all(
+        type(part) in (nn.Linear, nn.SiLU, nn.Identity, nn.Sequential) and not parametrize.is_parametrized(part)
+        for part in layer.modules()
+    )
+
+
+@torch.no_grad()
+def _cos_sin(angles: Tensor) -> tuple[Tensor, Tensor]:
+    half = angles[..., : angles.shape[-1] // 2].float()
+    return half.cos(), half.sin()

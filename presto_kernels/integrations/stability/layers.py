@@ -1,0 +1,51 @@
+"""The smaller layers of both codebases: the gated unit of the feedforward, and rotary angles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from presto_kernels import geglu, singlu, swiglu
+from presto_kernels.integrations.swapping import Accelerated
+
+
+class FusedGLU(Accelerated):
+    """``GLU``: value act(gate), value the first half of the projection."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.use_conv:  # type: ignore[attr-defined]
+            x = self.proj(x.mT).mT  # type: ignore[attr-defined]
+        else:
+            x = self.proj(x)  # type: ignore[attr-defined]
+        with self._presto.settings.running():
+            return _unit(self.act)(x)  # type: ignore[attr-defined,misc]
+
+
+def _unit(act: nn.Module) -> Any:
+    if isinstance(act, nn.SiLU):
+        return swiglu
+    if isinstance(act, nn.GELU) and act.approximate == "none":
+        return geglu
+    return singlu if type(act).__name__ == "Sin" else None
+
+
+def glu_fits(module: Any) -> str | None:
+    return None if _unit(module.act) else f"its gate goes through {type(module.act).__name__}"
+
+
+class FusedRotary(Accelerated):
+    """``RotaryEmbedding``: the angles of a length are computed once."""
+
+    def forward_from_seq_len(self, seq_len: int) -> tuple[Tensor, Any]:
+        made = super().forward_from_seq_len  # type: ignore[misc]
+        if torch.compiler.is_compiling():
+            return made(seq_len)
+        inv_freq: Tensor = self.inv_freq  # type: ignore[attr-defined]
+        key = (id(self), seq_len)
+        return self._presto.table(key, (inv_freq,), lambda: made(seq_len))
+
+
+def rotary_fits(module: Any) -> str | None:
+    return None if module.scale is None else "it scales with the position (xpos)"
