@@ -30,9 +30,9 @@ _KINDS = {
 def kind(norm: nn.Module) -> str | None:
     """``norm`` of the ops for a norm module, or None where they have none."""
     name = _KINDS.get(class_name(norm))
-    if name == "l2":
-        return name if norm.p == 2 and norm.dim == -1 else None
-    return name if norm.eps is not None else None
+    if name is None or norm.eps is None or (name == "l2" and (norm.p, norm.dim) != (2, -1)):
+        return None
+    return name
 
 
 def arguments(norm: nn.Module) -> dict[str, Any]:
@@ -43,9 +43,8 @@ def arguments(norm: nn.Module) -> dict[str, Any]:
 
 def fit(*norms: nn.Module | None) -> str | None:
     """Why norms cannot be fused, or None."""
-    return next(
-        (f"a norm is a {type(norm).__name__}" for norm in norms if norm is not None and kind(norm) is None), None
-    )
+    unknown = [type(norm).__name__ for norm in norms if norm is not None and kind(norm) is None]
+    return f"a norm is a {unknown[0]}" if unknown else None
 
 
 def passed_by(*norms: nn.Module | None) -> str | None:

@@ -149,7 +149,8 @@ STABLE_AUDIO = Model(
     "StableAudioDiTModel",
     lambda: StableAudioDiTModel(
         in_channels=6, num_layers=2, attention_head_dim=16, num_attention_heads=4, num_key_value_attention_heads=2,
-        out_channels=6, cross_attention_dim=32, time_proj_dim=16, global_states_input_dim=24, cross_attention_input_dim=20,
+        out_channels=6, cross_attention_dim=32, time_proj_dim=16, global_states_input_dim=24,
+        cross_attention_input_dim=20,
     ),
     _stable_audio,
 )  # fmt: skip
