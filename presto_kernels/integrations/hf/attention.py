@@ -80,8 +80,8 @@ def _refusal(self: Any, x: Tensor, context: Tensor | None, mask: Tensor | None, 
     if x.dim() != 3:
         return "tokens that are not [B, N, D]"
     rotary = given.get("rotary_emb")
-    if rotary is not None and context is not None and not self.is_cross_attention:
-        return "rotary between queries and keys of different positions"
+    if rotary is not None and (context is None) == self.is_cross_attention:  # which decides whether keys are turned
+        return "rotary in self-attention to another text, or in cross-attention without one"
     if name == _AT + _JOINT and mask is not None:
         return "a mask, which the original does not look at"
     if name == _AT + _JOINT and context is not None:
