@@ -170,5 +170,7 @@ def _why_not(module: nn.Module, base: type[nn.Module], swap: Swap) -> str | None
 
 def _hint(model: object) -> str:
     """A pipeline is no module but holds them."""
-    inside = [name for name in ("transformer", "model", "dit", "vae") if isinstance(getattr(model, name, None), nn.Module)]
+    inside = [
+        name for name in ("transformer", "model", "dit", "vae") if isinstance(getattr(model, name, None), nn.Module)
+    ]
     return f"; it holds modules: {', '.join(f'.{name}' for name in inside)}" if inside else ""

@@ -7,18 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from presto_kernels import geglu, singlu, swiglu
 from presto_kernels.integrations.swapping import Accelerated
+from presto_kernels.ops.activation.api import geglu, singlu, swiglu
 
 
 class FusedGLU(Accelerated):
     """``GLU``: value act(gate), value the first half of the projection."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.use_conv:  # type: ignore[attr-defined]
-            x = self.proj(x.mT).mT  # type: ignore[attr-defined]
-        else:
-            x = self.proj(x)  # type: ignore[attr-defined]
+        x = self.proj(x.mT).mT if self.use_conv else self.proj(x)  # type: ignore[attr-defined]
         with self._presto.settings.running():
             return _unit(self.act)(x)  # type: ignore[attr-defined,misc]
 

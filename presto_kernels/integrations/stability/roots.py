@@ -36,7 +36,9 @@ class FusedConstant(Accelerated):
     """A projection of the prompt."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._presto.constant((id(self), "projection"), x, (self,), lambda: super(FusedConstant, self).forward(x))  # type: ignore
+        return self._presto.constant(
+            (id(self), "projection"), x, (self,), lambda: super(FusedConstant, self).forward(x)
+        )  # type: ignore
 
 
 def _flat(values: Any) -> tuple[object, ...]:
