@@ -6,7 +6,7 @@ Works with PyTorch alone; the compiled library (CPU, CUDA) and Triton are used w
 
 from presto_kernels.backends import Choice, available_backends, explain, use_backend
 from presto_kernels.layer_schedule import LayerSchedule
-from presto_kernels.ops.activation.api import geglu, snake, swiglu
+from presto_kernels.ops.activation.api import geglu, singlu, snake, swiglu
 from presto_kernels.ops.attention.api import attention, qk_norm_rope_attention
 from presto_kernels.ops.modulation.api import adaln_modulate, gated_residual, gated_residual_adaln
 from presto_kernels.ops.rotary.api import qk_norm_rope
@@ -26,6 +26,7 @@ __all__ = [
     "qk_norm_rope",
     "qk_norm_rope_attention",
     "renoise",
+    "singlu",
     "snake",
     "swiglu",
     "use_backend",

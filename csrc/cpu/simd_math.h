@@ -7,12 +7,14 @@
 //   tanh       |x| <= 5/8: x + x^3 P(x^2), else 1 - 2 / (1 + exp(2|x|))   1.4 ulp
 //   erf        |x| <= 0.93: x + x P(x^2), else 1 - exp(-x Q(x))             1.3 ulp
 //   sin, cos   x = n pi/2 + r, a polynomial of r^2 for each                 1.6 ulp
+//   sin_cos_pi of pi x: x is reduced exactly, polynomials of sincospi.h      2.0 ulp
 //
 // NaN gives NaN, and so does the sine of an infinity.  Sine and cosine of |x| above kReducible, where the three
 // constants for pi no longer do, come from libm, lane by lane.  The polynomials are minimax fits (Remez) of relative
 // error, their coefficients rounded to fp32.
 #pragma once
 #include "simd.h"
+#include "sincospi.h"
 
 namespace presto::cpu::PRESTO_ISA {
 
@@ -180,6 +182,23 @@ inline PRESTO_INLINE SinCos sin_cos(Vec x) {
     result.cos = patched_by_libm(x, result.cos, __builtin_cosf);
   }
   return result;
+}
+
+// Of (pi / 2) (quadrant + z), |z| <= 1/2; the quadrant is in the lowest bits.
+inline PRESTO_INLINE SinCos sin_cos_quarters(Bits quadrant, Vec z) {
+  using namespace sincospi;
+  const Vec w = z * z;
+  const Vec s = z * fma(fma(fma(splat(kS3), w, splat(kS2)), w, splat(kS1)), w, splat(kS0));
+  const Vec c = fma(fma(fma(fma(splat(kC3), w, splat(kC2)), w, splat(kC1)), w, splat(kC0)), w, splat(1.f));
+  const Reduced reduced{s, c, quadrant};
+  return {sin_of(reduced), cos_of(reduced)};
+}
+
+// Of pi x, for any finite x.
+inline PRESTO_INLINE SinCos sin_cos_pi(Vec x) {
+  const Vec turn = fma(nearest(x * splat(0.5f)), splat(-2.f), x);  // in [-1, 1]
+  const Vec shifted = fma(turn, splat(2.f), splat(12582912.f));    // as in reduce()
+  return sin_cos_quarters(bits(shifted), fma(turn, splat(2.f), splat(12582912.f) - shifted));
 }
 
 }  // namespace presto::cpu::PRESTO_ISA

@@ -34,4 +34,10 @@ void map_sin_of_both(const float* in, float* out, int64_t n) {
 void map_cos_of_both(const float* in, float* out, int64_t n) {
   map(in, out, n, [](Vec x) PRESTO_INLINE { return sin_cos(x).cos; });
 }
+void map_sin_pi(const float* in, float* out, int64_t n) {
+  map(in, out, n, [](Vec x) PRESTO_INLINE { return sin_cos_pi(x).sin; });
+}
+void map_cos_pi(const float* in, float* out, int64_t n) {
+  map(in, out, n, [](Vec x) PRESTO_INLINE { return sin_cos_pi(x).cos; });
+}
 }
