@@ -10,7 +10,7 @@ from presto_kernels.integrations.prompt import prompt_cache
 from presto_kernels.integrations.report import accelerate_report
 from presto_kernels.integrations.swapping import accelerate, restore
 from presto_kernels.layer_schedule import LayerSchedule
-from presto_kernels.ops.activation.api import geglu, snake, swiglu
+from presto_kernels.ops.activation.api import geglu, singlu, snake, swiglu
 from presto_kernels.ops.attention.api import attention, qk_norm_rope_attention
 from presto_kernels.ops.modulation.api import adaln_modulate, gated_residual, gated_residual_adaln
 from presto_kernels.ops.rotary.api import qk_norm_rope
@@ -35,6 +35,7 @@ __all__ = [
     "qk_norm_rope_attention",
     "renoise",
     "restore",
+    "singlu",
     "snake",
     "swiglu",
     "use_backend",
