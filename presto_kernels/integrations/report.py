@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from presto_kernels.integrations.registry import SWAPS
+from presto_kernels.integrations.session import Session
 from presto_kernels.integrations.swapping import Accelerated, find
 
 WIDTH = 100
@@ -77,7 +78,8 @@ def accelerate_report(model: nn.Module) -> Report:
         raise TypeError(f"accelerate_report: model must be a torch.nn.Module, got {type(model).__name__}")
     runs = {swap.fused: swap.runs for swap in SWAPS.values()}
     swapped, left = defaultdict(list), defaultdict(list)
-    sessions, inside = {}, {}
+    sessions: dict[int, Session] = {}
+    inside: dict[int, int] = {}
     for path, module in model.named_modules():
         if isinstance(module, Accelerated):
             swapped[type(module).__name__, runs.get(module._fused, "kept over a prompt")].append(path)
@@ -90,7 +92,7 @@ def accelerate_report(model: nn.Module) -> Report:
     total = sum(p.numel() for p in model.parameters())
     return Report(
         _rows(swapped), _rows(left), dict(passed_on), sum(inside.values()) / max(total, 1),
-        settings and settings.backend, settings and settings.masks,
+        None if settings is None else settings.backend, None if settings is None else settings.masks,
     )  # fmt: skip
 
 

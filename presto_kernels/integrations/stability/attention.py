@@ -34,8 +34,8 @@ class FusedAttention(Accelerated):
     ) -> Tensor:
         reason = "arguments by position" if more else _refusal(self, x, context, rotary_pos_emb, given)
         if reason:
-            self._presto.pass_on(self, reason)  # type: ignore[arg-type]
-            return super().forward(x, context, rotary_pos_emb, *more, **given)  # type: ignore[misc]
+            self._presto.pass_on(self, reason)
+            return super().forward(x, context, rotary_pos_emb, *more, **given)
         angles = None if rotary_pos_emb is None else rotary_pos_emb[0]
         if angles is not None and angles.shape[0] != x.shape[1]:  # a view is a new tensor, for which there is no table
             angles = angles[-x.shape[1] :]
@@ -130,7 +130,7 @@ def _norms(self: Any) -> dict[str, Any]:
     if self.qk_norm == "none":
         return {"norm": None}
     of_q, of_k = norms.arguments(self.q_norm), norms.arguments(self.k_norm)
-    shared = {name: of_q.pop(name) for name in ("norm", "eps") if name in of_q}
+    shared: dict[str, Any] = {name: of_q.pop(name) for name in ("norm", "eps") if name in of_q}
     of_k = {name: value for name, value in of_k.items() if name not in shared}
     return {**shared, **{f"q_{n}": v for n, v in of_q.items()}, **{f"k_{n}": v for n, v in of_k.items()}}
 

@@ -41,10 +41,10 @@ class FusedBlock(Accelerated):
     def forward(self, x: Tensor, context: Tensor | None = None, *more: Any, **given: Any) -> Tensor:
         reason = "arguments by position" if more else _refusal(self)
         if reason:
-            self._presto.pass_on(self, reason)  # type: ignore[arg-type]
-            return super().forward(x, context, *more, **given)  # type: ignore[misc]
+            self._presto.pass_on(self, reason)
+            return super().forward(x, context, *more, **given)
         with self._presto.settings.running():
-            return _forward(self, x, context if self.cross_attend else None, given)  # type: ignore[attr-defined]
+            return _forward(self, x, context if self.cross_attend else None, given)
 
 
 def _refusal(self: Any) -> str | None:

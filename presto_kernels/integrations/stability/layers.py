@@ -15,9 +15,9 @@ class FusedGLU(Accelerated):
     """``GLU``: value act(gate), value the first half of the projection."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.proj(x.mT).mT if self.use_conv else self.proj(x)  # type: ignore[attr-defined]
+        x = self.proj(x.mT).mT if self.use_conv else self.proj(x)
         with self._presto.settings.running():
-            return _unit(self.act)(x)  # type: ignore[attr-defined,misc]
+            return _unit(self.act)(x)
 
 
 def _unit(act: nn.Module) -> Any:
@@ -36,10 +36,10 @@ class FusedRotary(Accelerated):
     """``RotaryEmbedding``: the angles of a length are computed once."""
 
     def forward_from_seq_len(self, seq_len: int) -> tuple[Tensor, Any]:
-        made = super().forward_from_seq_len  # type: ignore[misc]
+        made = super().forward_from_seq_len
         if torch.compiler.is_compiling():
             return made(seq_len)
-        inv_freq: Tensor = self.inv_freq  # type: ignore[attr-defined]
+        inv_freq: Tensor = self.inv_freq
         key = (id(self), seq_len)
         return self._presto.table(key, (inv_freq,), lambda: made(seq_len))
 

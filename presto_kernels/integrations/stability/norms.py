@@ -48,6 +48,6 @@ class FusedNorm(Accelerated):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() < 2:
-            return super().forward(x)  # type: ignore[misc]
+            return super().forward(x)
         with self._presto.settings.running():
-            return adaln_modulate(x.reshape(1, -1, x.shape[-1]), None, None, **arguments(self)).view(x.shape)  # type: ignore[arg-type]
+            return adaln_modulate(x.reshape(1, -1, x.shape[-1]), None, None, **arguments(self)).view(x.shape)
