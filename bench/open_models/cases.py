@@ -1,8 +1,8 @@
 """Which models `python -m bench open` times, and what they are called with: the classes and sizes of the libraries
 themselves, random weights.
 
-Sizes: Stable Audio 3 small and medium and SAME-S as in optimized/mlx/models/defs of its repository; Stable Audio
-Open 1.0 as the defaults of diffusers' classes and stable_audio_2_0.json of stable-audio-tools have them.  30 s are 324 latents
+Sizes: Stable Audio 3 small and medium and SAME-S as in optimized/mlx/models/defs of its repository, Stable Audio Open
+as the defaults of diffusers' classes and stable_audio_2_0.json of stable-audio-tools have them.  30 s are 324 latents
 at hop 4096 and 646 at hop 2048; diffusers' own pipeline always runs 1024.
 """
 

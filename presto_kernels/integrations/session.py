@@ -123,12 +123,13 @@ class Session:
         """``compute()``, once for these tensors as they are; the last few keys are kept."""
         now = tuple(_identity(t) for t in made_of)
         kept = self._tables.get(key)
-        known = kept is not None and kept[0] == now
-        if _capturing():  # made by the calls that warm up; a graph reads them as long as it lives
-            if not known:
+        if kept is not None and kept[0] != now:
+            kept = None
+        if _capturing():  # the calls that warm up made them; a graph reads them as long as it lives
+            if kept is None:
                 return compute()
             self._recorded.append(kept)
-        if not known:
+        if kept is None:
             kept = self._tables[key] = now, made_of, compute()  # the tensors are held: see _Prompt
         self._tables.move_to_end(key)
         while len(self._tables) > TABLES:

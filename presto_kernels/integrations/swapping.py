@@ -21,7 +21,10 @@ from presto_kernels.integrations.session import Session, Settings
 _Model = TypeVar("_Model", bound=nn.Module)
 
 
-_Before = nn.Module if TYPE_CHECKING else object  # the module's own class comes after ours and is one
+if TYPE_CHECKING:
+    _Before = nn.Module  # the module's own class, which comes after ours, is one
+else:
+    _Before = object
 
 
 class Accelerated(_Before):
@@ -126,8 +129,9 @@ def restore(model: _Model) -> _Model:
                 " (a parametrization?); undo that first"
             )
     for _, module in accelerated:
-        module.__class__ = type(module)._original
-        del module.__dict__["_presto"]
+        undone: Any = module
+        undone.__class__ = module._original
+        del undone.__dict__["_presto"]
     return model
 
 

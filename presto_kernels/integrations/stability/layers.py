@@ -36,7 +36,8 @@ class FusedRotary(Accelerated):
     """``RotaryEmbedding``: the angles of a length are computed once."""
 
     def forward_from_seq_len(self, seq_len: int) -> tuple[Tensor, Any]:
-        made = super().forward_from_seq_len
+        original: Any = super()
+        made = original.forward_from_seq_len
         if torch.compiler.is_compiling():
             return made(seq_len)
         inv_freq: Tensor = self.inv_freq
