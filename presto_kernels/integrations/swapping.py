@@ -26,12 +26,14 @@ class Accelerated:
     """Stands before a module's own class: ``super().forward`` is the original."""
 
     _presto: Session
+    _presto_kept: Any  # what a module computed from its weights, if it does; restored and copied modules are without it
     _fused: type[Accelerated]
     _original: type[nn.Module]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Pickles and copies name the two classes that this one is made of."""
-        return _made_of, (self._fused, self._original), self.__dict__
+        state = {name: value for name, value in self.__dict__.items() if name != "_presto_kept"}
+        return _made_of, (self._fused, self._original), state
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ def restore(model: _Model) -> _Model:
     for _, module in accelerated:
         module.__class__ = type(module)._original
         del module.__dict__["_presto"]
+        module.__dict__.pop("_presto_kept", None)
     return model
 
 

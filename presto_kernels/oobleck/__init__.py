@@ -5,7 +5,7 @@ the place of other libraries' Oobleck.
 """
 
 from presto_kernels.oobleck.chains import decoder_chain, encoder_chain, layout, whole
-from presto_kernels.oobleck.layers import Conv, Down, ResidualUnit, Snake, Up
+from presto_kernels.oobleck.layers import Conv, Down, ResidualUnit, Snake, Up, periodic
 from presto_kernels.oobleck.stretches import Chain, Layer, channels_last, clip
 from presto_kernels.oobleck.weights import Part, converted, factors, fold, parts
 
@@ -27,5 +27,6 @@ __all__ = [
     "fold",
     "layout",
     "parts",
+    "periodic",
     "whole",
 ]

@@ -1,7 +1,7 @@
 """Oobleck's weights from other projects: diffusers' ``AutoencoderOobleck`` and stable-audio-tools.
 
-:mod:`presto_kernels.oobleck` knows their names and how they lie.  Here the sizes are read off the tensors; weight norm is
-folded and exponentials are taken in fp32, once.
+:mod:`presto_kernels.oobleck` knows their names and how they lie.  Here the sizes are read off the tensors, and weight
+norm is folded and exponentials are taken in fp32, once.
 """
 
 from __future__ import annotations
