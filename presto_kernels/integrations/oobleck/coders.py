@@ -44,7 +44,7 @@ class FusedCoder(Accelerated):
 
     def _apply(self, *inputs: Any, **named: Any) -> Any:
         """``to`` and the like: the copy would stay where the weights were."""
-        self.__dict__.pop("_presto_kept", None)
+        _let_go(self)
         return super()._apply(*inputs, **named)  # type: ignore[misc]
 
 
@@ -59,7 +59,11 @@ def _ready(self: Any, given: tuple[Any, ...]) -> tuple[Tensor, Folded]:
         raise Unfit(f"a tensor on {x.device.type}")
     if torch.is_autocast_enabled(x.device.type):
         raise Unfit("autocast")
-    source = source_of(self)
+    try:
+        source = source_of(self)
+    except Unfit:
+        _let_go(self)
+        raise
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *source.tensors)):
         raise Unfit("gradients are recorded: only its Snake is fused")
     copy = self._presto_kept = folded(self.naming, self, source, self.__dict__.get("_presto_kept"))
@@ -67,6 +71,10 @@ def _ready(self: Any, given: tuple[Any, ...]) -> tuple[Tensor, Folded]:
         raise Unfit(copy.why_not)
     _check_input(x, copy, source)
     return x, copy
+
+
+def _let_go(self: Any) -> None:
+    self.__dict__.pop("_presto_kept", None)
 
 
 def _check_input(x: Tensor, copy: Folded, source: Source) -> None:

@@ -15,9 +15,10 @@ from presto_kernels.oobleck import Chain, Conv, Snake
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """What a copy is made of, held so that nothing else takes its place in memory.
+    """What a copy is made of.
 
-    objects: modules, their classes and their tensors.  marks: where each tensor lies and how often it was changed.
+    objects: modules, their classes and their tensors, held so that no others become them.
+    marks: where each tensor lies and how often it was changed.
     """
 
     objects: tuple[object, ...]
@@ -29,14 +30,13 @@ class Source:
         return same and self.marks == other.marks
 
 
-@dataclass(frozen=True, eq=False)
 class Folded:
     """A copy, or ``why_not``."""
 
-    source: Source
-    chain: Chain | None
-    ends_in_tanh: bool = False
-    why_not: str = ""
+    def __init__(self, source: Source, chain: Chain | None, *, ends_in_tanh: bool = False, why_not: str = "") -> None:
+        self.source, self.chain, self.ends_in_tanh, self.why_not = source, chain, ends_in_tanh, why_not
+        # A tensor may be given other memory (``to`` does); what it had stays taken, so that its address says something.
+        self.memory = [tensor.detach() for tensor in source.tensors]
 
 
 def source_of(coder: nn.Module) -> Source:
@@ -75,7 +75,7 @@ def folded(naming: Naming, coder: nn.Module, source: Source, kept: Folded | None
     old = kept.chain if kept is not None else None
     # A CUDA graph reads the copy where it lies: it stays there as long as its sizes do.
     chain = old if old is not None and _description(old) == _description(chain) else chain
-    return Folded(source, _filled(chain, anatomy, coder, source.tensors[0]), anatomy.ends_in_tanh)
+    return Folded(source, _filled(chain, anatomy, coder, source.tensors[0]), ends_in_tanh=anatomy.ends_in_tanh)
 
 
 def _laid_out(anatomy: Anatomy, like: Tensor) -> Chain:
