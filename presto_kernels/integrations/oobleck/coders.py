@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, ClassVar
 
 import torch
@@ -29,23 +30,32 @@ class FusedCoder(Accelerated):
     naming: ClassVar[Naming]
 
     def forward(self, *inputs: Any, **named: Any) -> Tensor:
-        original = super().forward  # type: ignore[misc]
+        original = super().forward
         if torch.compiler.is_compiling():
             return original(*inputs, **named)
         try:
             x, copy = _ready(self, (*inputs, *named.values()))
         except Unfit as why:
-            self._presto.pass_on(self, str(why))  # type: ignore[arg-type]
+            self._presto.pass_on(self, str(why))
             return original(*inputs, **named)
         assert copy.chain is not None
         with torch.no_grad(), self._presto.settings.running():
             y = whole(copy.chain, x).contiguous()
             return y.tanh() if copy.ends_in_tanh else y
 
+    def _presto_reads(self) -> object:
+        """The copy, up to date where it lies; another one, or none, where that is gone."""
+        kept = self.__dict__.get("_presto_kept")
+        if kept is None:
+            return None
+        with contextlib.suppress(Unfit):  # a hook, say, which no graph would call
+            kept = self._presto_kept = folded(self.naming, self, source_of(self), kept)
+        return kept.chain
+
     def _apply(self, *inputs: Any, **named: Any) -> Any:
         """``to`` and the like: the copy would stay where the weights were."""
         _let_go(self)
-        return super()._apply(*inputs, **named)  # type: ignore[misc]
+        return super()._apply(*inputs, **named)
 
 
 def _ready(self: Any, given: tuple[Any, ...]) -> tuple[Tensor, Folded]:

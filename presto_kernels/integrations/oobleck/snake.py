@@ -23,8 +23,8 @@ class FusedSnake(Accelerated):
         given = (*inputs, *named.values())
         reason = _refusal(self, given)
         if reason:
-            self._presto.pass_on(self, reason)  # type: ignore[arg-type]
-            return super().forward(*inputs, **named)  # type: ignore[misc]
+            self._presto.pass_on(self, reason)
+            return super().forward(*inputs, **named)
         (x,) = given
         with self._presto.settings.running():
             return _snake(self, x)

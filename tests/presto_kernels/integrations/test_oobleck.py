@@ -13,7 +13,8 @@ from oobleck_cases import CASES, HOP, LATENTS, make, move, signal
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, remove_weight_norm
 
-from presto_kernels.integrations.swapping import Accelerated, accelerate, find, restore
+from presto_kernels import accelerate, accelerate_report, restore
+from presto_kernels.integrations.swapping import Accelerated, find
 from presto_kernels.oobleck import Chain
 from presto_kernels.testing import check, within
 
@@ -210,9 +211,12 @@ def test_without_a_change_nothing_is_folded_again_and_after_one_it_lies_where_it
         fused(signal("decoder", 1, 3))
     assert fused._presto_kept is kept
     changed_in_place(fused)
-    run(fused, signal("decoder"))
+    assert fused._presto_reads() is kept.chain is copied(fused)  # what `capture` asks before it replays
     assert fused._presto_kept is not kept
     assert [p.data_ptr() for p in copied(fused).parameters()] == places
+    wanted = make("diffusers", "decoder")
+    changed_in_place(wanted)
+    close(run(fused, signal("decoder")), run(wanted, signal("decoder")))
 
 
 @dtypes
@@ -502,6 +506,8 @@ def test_the_whole_autoencoder_of_diffusers():
         close(fused.encode(audio).latent_dist.mode(), latents)
         close(fused.decode(latents).sample, plain.decode(latents).sample)
     assert copied(fused.encoder) is not None and copied(fused.decoder) is not None
+    report = str(accelerate_report(fused))
+    assert "1 OobleckDecoder" in report and "one more copy of the weights" in " ".join(report.split())
     restore(fused.decoder)
     assert copied(fused.decoder) is None and copied(fused.encoder) is not None
 
