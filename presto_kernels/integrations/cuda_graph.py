@@ -36,7 +36,7 @@ class Captured:
             return self.model(*args, **kwargs)
         key = (str(spec), self.model.training, tuple(_description(leaf) for leaf in leaves))
         graph = self._kept.get(key)
-        if graph is None:
+        if graph is None or graph.reads != self._reads():
             graph = self._kept[key] = self._record(leaves, spec)
         self._kept.move_to_end(key)
         while len(self._kept) > self.graphs:
@@ -54,14 +54,18 @@ class Captured:
         static = [leaf.clone() if isinstance(leaf, Tensor) and leaf.is_cuda else leaf for leaf in leaves]
         args, kwargs = pytree.tree_unflatten(static, spec)
         graph = _Graph(lambda: self.model(*args, **kwargs), [t for t in static if isinstance(t, Tensor)], self._pool)
-        graph.reads = [m._presto for m in self.model.modules() if isinstance(m, Accelerated)]
+        graph.reads = self._reads()
         return graph
+
+    def _reads(self) -> list[object]:
+        accelerated = [module for module in self.model.modules() if isinstance(module, Accelerated)]
+        return [held for module in accelerated for held in (module._presto, module._presto_reads())]
 
 
 class _Graph:
     """One shape's graph, and the memory it reads and writes.
 
-    reads: what holds the rotary tables that were recorded, should the model be restored.
+    reads: what holds the rotary tables and folded weights that were recorded, should the model be restored.
     """
 
     reads: Sequence[object] = ()

@@ -31,6 +31,7 @@ class Accelerated(_Before):
     """Stands before a module's own class: ``super().forward`` is the original."""
 
     _presto: Session
+    _presto_kept: Any  # what a module computed from its weights, if it does; restored and copied modules are without it
     _fused: type[Accelerated]
     _original: type[nn.Module]
 
@@ -41,7 +42,12 @@ class Accelerated(_Before):
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Pickles and copies name the two classes that this one is made of."""
-        return _made_of, (self._fused, self._original), self.__dict__
+        state = {name: value for name, value in self.__dict__.items() if name != "_presto_kept"}
+        return _made_of, (self._fused, self._original), state
+
+    def _presto_reads(self) -> object:
+        """What a CUDA graph of this module reads beside its weights, brought up to date with them, or None."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,7 @@ def restore(model: _Model) -> _Model:
         undone: Any = module
         undone.__class__ = module._original
         del undone.__dict__["_presto"]
+        undone.__dict__.pop("_presto_kept", None)
     return model
 
 
