@@ -84,7 +84,7 @@ class _Graph:
         self._folded = [module._presto_reads() for module in self._folding]
 
     def is_stale(self) -> bool:
-        """Whether weights that were folded have been replaced since; written in place, they are folded anew in place."""
+        """Whether folded weights have been replaced since; those written in place are folded anew in place."""
         return self._folded != [module._presto_reads() for module in self._folding]
 
     def replay(self, tensors: list[Tensor]) -> Any:
