@@ -8,6 +8,7 @@ look      latency    prompt to waveform: stages, steps, percentiles, cold start,
           ablate     each optimisation off, one at a time
           train      a training step;  distill   of each distillation method;  decode   the autoencoder
           ditto      a step of the search for a starting noise, its memory, and DITTO-2 against DITTO
+          open       the models people have: untouched, compiled, accelerated
           quality    how good the music is that the fast model makes
 hold      gate       this checkout against another commit, timed in turn;  simulate   how often the gate is wrong
           compare    two result files
@@ -44,6 +45,7 @@ from bench import (
 from bench.cli import BadOption, add_options, from_namespace
 from bench.gate import run as gate
 from bench.gate import simulate
+from bench.open_models import run as open_models
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "latency": (latency.LatencyOptions, latency.run),
@@ -56,6 +58,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], int]]] = {
     "distill": (distill.DistillOptions, distill.run),
     "ditto": (ditto.DittoBenchOptions, ditto.run),
     "decode": (decode.DecodeOptions, decode.run),
+    "open": (open_models.OpenOptions, open_models.run),
     "quality": (quality.QualityOptions, quality.run),
     "gate": (gate.GateOptions, gate.run),
     "simulate": (simulate.SimulateOptions, simulate.run),

@@ -30,7 +30,7 @@ BITWISE, ROUNDING = "bitwise", "within rounding"
 OTHER_NOISE, CHANGED = "other noise", "changed"
 
 DIT, EDM = "presto_models.dit", "presto_models.diffusion.edm"
-OOBLECK, SPECTRAL = "presto_models.autoencoders.oobleck_layers", "presto_models.autoencoders.spectral"
+OOBLECK, SPECTRAL = "presto_kernels.oobleck.layers", "presto_models.autoencoders.spectral"
 NOISE = ("presto_models.diffusion.noise", "presto_models.diffusion.sampling", "presto_models.diffusion.samplers")
 
 

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from bench import plain_ops
+from presto_kernels.oobleck import Chain, Conv, ResidualUnit, Snake, Up
 from presto_models.autoencoders.oobleck import Oobleck
-from presto_models.autoencoders.oobleck_layers import Conv, ResidualUnit, Snake, Up
 from presto_models.autoencoders.spectral import ConvNeXtBlock, Norm, SpectralAutoencoder
-from presto_models.autoencoders.stretches import Chain
 
 NORM_EPS = 1e-6  # of adaln_modulate, which the fused norm calls
 

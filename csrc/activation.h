@@ -3,7 +3,7 @@
 //
 //   glu     y = value * act(gate)            x [B, N, 2 D] = (value, gate), or (gate, value) with gate_first; y [B, N,
 //   D]
-//           act(g) = g sigmoid(g)  (SiLU)    or    g (1 + erf(g / sqrt 2)) / 2  (GELU)
+//           act(g) = g sigmoid(g)  (SiLU),   g (1 + erf(g / sqrt 2)) / 2  (GELU)    or    sin(pi g)
 //   snake   y = x + sin(alpha x)^2 / (beta + 1e-9)       x, y [B, C, T]; alpha, beta [C]
 //
 // All arithmetic is fp32, y is rounded once to x's dtype.
@@ -14,7 +14,7 @@
 
 namespace presto {
 
-enum class Act : int32_t { Silu = 0, Gelu = 1 };
+enum class Act : int32_t { Silu = 0, Gelu = 1, SinPi = 2 };
 
 struct GluShape {
   int64_t batch = 0, tokens = 0, dim = 0;  // dim is D, half of x's width

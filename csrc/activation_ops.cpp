@@ -36,7 +36,7 @@ Rows grad_rows(const Tensor& grad, const Tensor& x, int64_t width, Tensor& kept)
 // ---- glu -----------------------------------------------------------------------------------------------------------
 GluShape glu_shape(const Tensor& x, int64_t act, bool gate_first) {
   STD_TORCH_CHECK(x.dim() == 3 && x.size(2) > 0 && x.size(2) % 2 == 0, "presto_kernels::glu: x must be [B, N, 2 D]");
-  STD_TORCH_CHECK(act >= 0 && act <= 1, "presto_kernels::glu: unknown act");
+  STD_TORCH_CHECK(act >= 0 && act <= 2, "presto_kernels::glu: unknown act");
   return {x.size(0), x.size(1), x.size(2) / 2, static_cast<Act>(act), gate_first};
 }
 

@@ -5,12 +5,12 @@
 //   radius   sqrt(-2 ln u).   With a = (t + 1/2) 2^-24, which is exact, u is a or 1 + a; u = 2^e (1 + f) with 1 + f in
 //            [sqrt(1/2), sqrt(2)) and f = 2^-e a (+ 2^-e) - 1, exact also where u near 1 has no room for its last
 //            bit; ln u = e ln 2 + f + f^2 L(f).
-//   angle    2 pi u = (pi / 2) (q + z) with q = round(4 u), z in [-1/2, 1/2] exact;  sin = z S(z^2),  cos = 1 + z^2
-//            C(z^2), exchanged and negated as the quadrant q says.
+//   angle    2 pi u = (pi / 2) (q + z) with q = round(4 u), z in [-1/2, 1/2] exact;  its sine and cosine as in
+//            sincospi.h.
 //
-// The polynomials are minimax fits, each coefficient rounded to fp32 before the next was fitted.  Over all 2^24 values
-// of u the radius errs by at most 0.97 ulp and the sine and cosine by at most 1.14 * 2^-24 (with rounded products
-// instead of fma: 0.99 ulp and 1.16 * 2^-24), so a normal errs by less than 3 ulp of its radius.
+// L is a minimax fit, each coefficient rounded to fp32 before the next was fitted.  Over all 2^24 values of u the
+// radius errs by at most 0.97 ulp and the sine and cosine by at most 1.14 * 2^-24 (with rounded products instead of
+// fma: 0.99 ulp and 1.16 * 2^-24), so a normal errs by less than 3 ulp of its radius.
 #pragma once
 #include <cstdint>
 
@@ -25,7 +25,5 @@ constexpr int32_t kSqrtHalfBits = 0x3f3504f3;  // of sqrt(1/2): where an exponen
 constexpr float kL0 = -0x1.fffff8p-2f, kL1 = 0x1.555550p-2f, kL2 = -0x1.000436p-2f, kL3 = 0x1.99a426p-3f,
                 kL4 = -0x1.5424aep-3f, kL5 = 0x1.226bc8p-3f, kL6 = -0x1.0f4804p-3f, kL7 = 0x1.08767ep-3f,
                 kL8 = -0x1.3854c2p-4f;
-constexpr float kS0 = 0x1.921fb4p+0f, kS1 = -0x1.4abb66p-1f, kS2 = 0x1.4648acp-4f, kS3 = -0x1.2a5536p-8f;
-constexpr float kC0 = -0x1.3bd3ccp+0f, kC1 = 0x1.03c1acp-2f, kC2 = -0x1.55afbap-6f, kC3 = 0x1.d3edecp-11f;
 
 }  // namespace presto::noise

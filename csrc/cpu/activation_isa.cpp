@@ -6,17 +6,26 @@
 namespace presto::cpu::PRESTO_ISA {
 namespace {
 
+template <Act kAct>
+struct OfAct {
+  static constexpr Act value = kAct;
+};
+template <class F>
+void with_act(Act act, F&& f) {
+  if (act == Act::Silu) return f(OfAct<Act::Silu>{});
+  if (act == Act::Gelu) return f(OfAct<Act::Gelu>{});
+  return f(OfAct<Act::SinPi>{});
+}
+
 void run_glu_forward(const GluForward& args, int64_t first, int64_t last) {
   with_type(args.x.dtype, [&](auto t) {
-    args.act == Act::Silu ? glu_forward<Act::Silu, decltype(t)>(args, first, last)
-                          : glu_forward<Act::Gelu, decltype(t)>(args, first, last);
+    with_act(args.act, [&](auto act) { glu_forward<act.value, decltype(t)>(args, first, last); });
   });
 }
 
 void run_glu_backward(const GluBackward& args, int64_t first, int64_t last) {
   with_type(args.x.dtype, [&](auto t) {
-    args.act == Act::Silu ? glu_backward<Act::Silu, decltype(t)>(args, first, last)
-                          : glu_backward<Act::Gelu, decltype(t)>(args, first, last);
+    with_act(args.act, [&](auto act) { glu_backward<act.value, decltype(t)>(args, first, last); });
   });
 }
 

@@ -40,6 +40,7 @@ inline PRESTO_INLINE void sweep_lines(const T* out, int64_t d, Body&& body) {
 template <Act kAct>
 inline PRESTO_INLINE Vec activate(Vec gate) {
   if constexpr (kAct == Act::Silu) return gate / (splat(1.f) + exp(zero() - gate));
+  if constexpr (kAct == Act::SinPi) return sin_cos_pi(gate).sin;
   return gate * splat(0.5f) * (splat(1.f) + erf(gate * splat(0.707106781f)));
 }
 
@@ -51,6 +52,10 @@ inline PRESTO_INLINE Activated activate_with_slope(Vec gate) {
   if constexpr (kAct == Act::Silu) {
     const Vec s = sigmoid(gate);
     return {gate * s, s * fma(gate, splat(1.f) - s, splat(1.f))};
+  }
+  if constexpr (kAct == Act::SinPi) {
+    const SinCos at = sin_cos_pi(gate);
+    return {at.sin, splat(sincospi::kPi) * at.cos};
   }
   const Vec cdf = fma(splat(0.5f), erf(gate * splat(0.707106781f)), splat(0.5f));
   const Vec pdf = exp(gate * gate * splat(-0.5f)) * splat(0.398942280f);

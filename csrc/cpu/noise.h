@@ -7,16 +7,16 @@
 // within each 128 bits: lane 4 l + j holds counter kLanes / 4 * j + l.
 #pragma once
 #include "normal.h"
-#include "simd.h"
+#include "simd_math.h"
 
 namespace presto::cpu::PRESTO_ISA {
 
+using Ints = Bits;
+
 #if defined(__AVX512F__)
-using Ints = __m512i;
 inline Ints splat_int(int32_t a) { return _mm512_set1_epi32(a); }
 inline Ints splat_int64(uint64_t a) { return _mm512_set1_epi64(static_cast<long long>(a)); }
 inline Ints lane_counters() { return _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15); }
-inline Ints add(Ints a, Ints b) { return _mm512_add_epi32(a, b); }
 inline Ints subtract(Ints a, Ints b) { return _mm512_sub_epi32(a, b); }
 inline Ints multiply(Ints a, Ints b) { return _mm512_mul_epu32(a, b); }
 inline Ints high_half(Ints a) { return _mm512_srli_epi64(a, 32); }
@@ -25,24 +25,14 @@ inline Ints merge_halves(Ints even, Ints odd) {
   return _mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32));
 }
 template <int kBits>
-inline Ints shift_left(Ints a) {
-  return _mm512_slli_epi32(a, kBits);
-}
-template <int kBits>
 inline Ints shift_right(Ints a) {  // of signed numbers
   return _mm512_srai_epi32(a, kBits);
 }
 inline Vec to_floats(Ints a) { return _mm512_cvtepi32_ps(a); }
-inline Ints bits(Vec a) { return _mm512_castps_si512(a); }
-inline Vec from_bits(Ints a) { return _mm512_castsi512_ps(a); }
 inline Vec square_root(Vec a) { return _mm512_sqrt_ps(a); }
 // a where the bit is set, else b
 inline Vec where_bit(Ints flags, int bit, Vec a, Vec b) {
   return _mm512_mask_blend_ps(_mm512_test_epi32_mask(flags, splat_int(1 << bit)), b, a);
-}
-inline Vec flip_sign(Vec a, Ints flags) {  // by bit 31
-  const __m512i sign = _mm512_and_si512(flags, splat_int(INT32_MIN));
-  return from_bits(_mm512_xor_si512(bits(a), sign));
 }
 inline Vec low_pairs(Vec a, Vec b) { return _mm512_unpacklo_ps(a, b); }
 inline Vec high_pairs(Vec a, Vec b) { return _mm512_unpackhi_ps(a, b); }
@@ -53,33 +43,22 @@ inline Vec high_quads(Vec a, Vec b) {
   return _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)));
 }
 #else
-using Ints = __m256i;
 inline Ints splat_int(int32_t a) { return _mm256_set1_epi32(a); }
 inline Ints splat_int64(uint64_t a) { return _mm256_set1_epi64x(static_cast<long long>(a)); }
 inline Ints lane_counters() { return _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7); }
-inline Ints add(Ints a, Ints b) { return _mm256_add_epi32(a, b); }
 inline Ints subtract(Ints a, Ints b) { return _mm256_sub_epi32(a, b); }
 inline Ints multiply(Ints a, Ints b) { return _mm256_mul_epu32(a, b); }
 inline Ints high_half(Ints a) { return _mm256_srli_epi64(a, 32); }
 inline Ints exclusive_or(Ints a, Ints b, Ints c) { return _mm256_xor_si256(_mm256_xor_si256(a, b), c); }
 inline Ints merge_halves(Ints even, Ints odd) { return _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa); }
 template <int kBits>
-inline Ints shift_left(Ints a) {
-  return _mm256_slli_epi32(a, kBits);
-}
-template <int kBits>
 inline Ints shift_right(Ints a) {  // of signed numbers
   return _mm256_srai_epi32(a, kBits);
 }
 inline Vec to_floats(Ints a) { return _mm256_cvtepi32_ps(a); }
-inline Ints bits(Vec a) { return _mm256_castps_si256(a); }
-inline Vec from_bits(Ints a) { return _mm256_castsi256_ps(a); }
 inline Vec square_root(Vec a) { return _mm256_sqrt_ps(a); }
 inline Vec where_bit(Ints flags, int bit, Vec a, Vec b) {
   return _mm256_blendv_ps(b, a, from_bits(_mm256_sll_epi32(flags, _mm_cvtsi32_si128(31 - bit))));
-}
-inline Vec flip_sign(Vec a, Ints flags) {
-  return _mm256_xor_ps(a, from_bits(_mm256_and_si256(flags, splat_int(INT32_MIN))));
 }
 inline Vec low_pairs(Vec a, Vec b) { return _mm256_unpacklo_ps(a, b); }
 inline Vec high_pairs(Vec a, Vec b) { return _mm256_unpackhi_ps(a, b); }
@@ -144,12 +123,8 @@ inline PRESTO_INLINE Pair box_muller(Ints of_radius, Ints of_angle) {
   const Ints turn = shift_right<8>(of_angle);
   const Ints quadrant = shift_right<22>(add(turn, splat_int(1 << 21)));
   const Vec z = fma(to_floats(subtract(turn, shift_left<22>(quadrant))), splat(0x1p-22f), splat(0x1p-23f));
-  const Vec w = z * z;
-  const Vec s = z * fma(fma(fma(splat(kS3), w, splat(kS2)), w, splat(kS1)), w, splat(kS0));
-  const Vec c = fma(fma(fma(fma(splat(kC3), w, splat(kC2)), w, splat(kC1)), w, splat(kC0)), w, splat(1.f));
-  const Vec cosine = flip_sign(where_bit(quadrant, 0, s, c), shift_left<30>(add(quadrant, splat_int(1))));
-  const Vec sine = flip_sign(where_bit(quadrant, 0, c, s), shift_left<30>(quadrant));
-  return {radius * cosine, radius * sine};
+  const SinCos at = sin_cos_quarters(quadrant, z);
+  return {radius * at.cos, radius * at.sin};
 }
 
 // eps of elements [4 first, 4 first + 4 kLanes) of a sample, in order.

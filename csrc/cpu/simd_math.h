@@ -1,17 +1,20 @@
-// exp, sigmoid, erf, sin and cos of a Vec, as accurate as libm's to about an ulp and some ten times faster.  Included
-// once per instruction set, as simd.h is.
+// exp, sigmoid, tanh, erf, sin and cos of a Vec, as accurate as libm's to about an ulp and some ten times faster.
+// Included once per instruction set, as simd.h is.
 //
 //   function   method                                                       worst error found against float64
 //   exp        x = n ln2 + r, 2^n (1 + r + r^2 P(r))                         1.1 ulp
 //   sigmoid    1 / (1 + exp(-x)), as PyTorch has it                         2.5 ulp (its own: 2.5)
+//   tanh       |x| <= 5/8: x + x^3 P(x^2), else 1 - 2 / (1 + exp(2|x|))   1.4 ulp
 //   erf        |x| <= 0.93: x + x P(x^2), else 1 - exp(-x Q(x))             1.3 ulp
 //   sin, cos   x = n pi/2 + r, a polynomial of r^2 for each                 1.6 ulp
+//   sin_cos_pi of pi x: x is reduced exactly, polynomials of sincospi.h      2.0 ulp
 //
 // NaN gives NaN, and so does the sine of an infinity.  Sine and cosine of |x| above kReducible, where the three
 // constants for pi no longer do, come from libm, lane by lane.  The polynomials are minimax fits (Remez) of relative
 // error, their coefficients rounded to fp32.
 #pragma once
 #include "simd.h"
+#include "sincospi.h"
 
 namespace presto::cpu::PRESTO_ISA {
 
@@ -87,7 +90,7 @@ inline PRESTO_INLINE Vec polynomial(Vec x, const float (&c)[kTerms]) {
   return sum;
 }
 
-// ---- exp, sigmoid, erf -------------------------------------------------------------------------------------------
+// ---- exp, sigmoid, tanh, erf -------------------------------------------------------------------------------------
 inline PRESTO_INLINE Vec exp(Vec x) {
   static constexpr float kTail[] = {0.499999934124f, 0.166665201083f, 0.0416683942528f, 0.00836878037457f,
                                     0.00138144646072f};  // |r| <= ln2 / 2, 2^-28
@@ -99,6 +102,16 @@ inline PRESTO_INLINE Vec exp(Vec x) {
 }
 
 inline PRESTO_INLINE Vec sigmoid(Vec x) { return splat(1.f) / (splat(1.f) + exp(zero() - x)); }
+
+// Near 0 the digits of 1 - 2 / ... would cancel; there it is a polynomial.
+inline PRESTO_INLINE Vec tanh(Vec x) {
+  static constexpr float kNear[] = {-0.333332806826f, 0.133314415812f, -0.0537397004664f, 0.0206390507519f,
+                                    -0.00570495193824f};  // of x^2, 2^-26
+  const Vec t = absolute(x), square = x * x;
+  const Vec near = fma(polynomial(square, kNear) * square, x, x);
+  const Vec far = splat(1.f) - splat(2.f) / (splat(1.f) + exp(t + t));
+  return select(greater(t, splat(0.625f)), flip_sign(far, sign_of(x)), near);
+}
 
 inline PRESTO_INLINE Vec erf(Vec x) {
   static constexpr float kNear[] = {0.128379147691f,  -0.376124811007f,  0.112816825462f,
@@ -169,6 +182,23 @@ inline PRESTO_INLINE SinCos sin_cos(Vec x) {
     result.cos = patched_by_libm(x, result.cos, __builtin_cosf);
   }
   return result;
+}
+
+// Of (pi / 2) (quadrant + z), |z| <= 1/2; the quadrant is in the lowest bits.
+inline PRESTO_INLINE SinCos sin_cos_quarters(Bits quadrant, Vec z) {
+  using namespace sincospi;
+  const Vec w = z * z;
+  const Vec s = z * fma(fma(fma(splat(kS3), w, splat(kS2)), w, splat(kS1)), w, splat(kS0));
+  const Vec c = fma(fma(fma(fma(splat(kC3), w, splat(kC2)), w, splat(kC1)), w, splat(kC0)), w, splat(1.f));
+  const Reduced reduced{s, c, quadrant};
+  return {sin_of(reduced), cos_of(reduced)};
+}
+
+// Of pi x, for any finite x.
+inline PRESTO_INLINE SinCos sin_cos_pi(Vec x) {
+  const Vec turn = fma(nearest(x * splat(0.5f)), splat(-2.f), x);  // in [-1, 1]
+  const Vec shifted = fma(turn, splat(2.f), splat(12582912.f));    // as in reduce()
+  return sin_cos_quarters(bits(shifted), fma(turn, splat(2.f), splat(12582912.f) - shifted));
 }
 
 }  // namespace presto::cpu::PRESTO_ISA

@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kGluThreads)
   decode(value, v);
   decode(gate, g);
 #pragma unroll
-  for (int e = 0; e < E; ++e) v[e] *= activate(static_cast<Act>(kAct), g[e]);
+  for (int e = 0; e < E; ++e) v[e] *= activate<static_cast<Act>(kAct)>(g[e]);
   store(a.y, at.row * a.dim + column, encode<X>(v));
 }
 
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kGluThreads)
   decode(grad, d);
 #pragma unroll
   for (int e = 0; e < E; ++e) {
-    const Activated act = activate_with_slope(static_cast<Act>(kAct), g[e]);
+    const Activated act = activate_with_slope<static_cast<Act>(kAct)>(g[e]);
     g[e] = d[e] * v[e] * act.slope;
     v[e] = d[e] * act.value;
   }
@@ -75,6 +75,7 @@ __global__ void __launch_bounds__(kGluThreads)
   store(a.dx, out + gate_at, encode<X>(g));
 }
 
+template <int kAct>
 __global__ void __launch_bounds__(kGluThreads)
     glu_forward_any(const __grid_constant__ GluForward a, const Origin origin) {
   const GluPlace at(a, kGluSingles, origin);
@@ -92,11 +93,12 @@ __global__ void __launch_bounds__(kGluThreads)
   for (int e = 0; e < kGluSingles; ++e) {
     const int64_t column = at.tile + e * blockDim.x + threadIdx.x;
     if (column >= a.dim) continue;
-    v[e][0] *= activate(a.act, g[e][0]);
+    v[e][0] *= activate<static_cast<Act>(kAct)>(g[e][0]);
     store_any(a.y, a.x.dtype, at.row * a.dim + column, v[e]);
   }
 }
 
+template <int kAct>
 __global__ void __launch_bounds__(kGluThreads)
     glu_backward_any(const __grid_constant__ GluBackward a, const Origin origin) {
   const GluPlace at(a, kGluSingles, origin);
@@ -116,7 +118,7 @@ __global__ void __launch_bounds__(kGluThreads)
   for (int e = 0; e < kGluSingles; ++e) {
     const int64_t column = at.tile + e * blockDim.x + threadIdx.x;
     if (column >= a.dim) continue;
-    const Activated act = activate_with_slope(a.act, g[e][0]);
+    const Activated act = activate_with_slope<static_cast<Act>(kAct)>(g[e][0]);
     g[e][0] = d[e][0] * v[e][0] * act.slope;
     v[e][0] = d[e][0] * act.value;
     store_any(a.dx, a.x.dtype, out + value_at + column, v[e]);
@@ -124,22 +126,21 @@ __global__ void __launch_bounds__(kGluThreads)
   }
 }
 
-// The kernel for x's dtype and act.
-template <template <DType, int> class Kernel>
-auto glu_kernel(DType x, Act act) {
-  const bool silu = act == Act::Silu;
-  if (x == DType::F32) return silu ? Kernel<DType::F32, 0>::kernel : Kernel<DType::F32, 1>::kernel;
-  if (x == DType::F16) return silu ? Kernel<DType::F16, 0>::kernel : Kernel<DType::F16, 1>::kernel;
-  return silu ? Kernel<DType::BF16, 0>::kernel : Kernel<DType::BF16, 1>::kernel;
+// The kernel for x's dtype, or the one of any alignment.
+template <int kAct>
+auto glu_forward_kernel(DType x, bool vectors) {
+  if (!vectors) return glu_forward_any<kAct>;
+  return x == DType::F32   ? glu_forward_rows<DType::F32, kAct>
+         : x == DType::F16 ? glu_forward_rows<DType::F16, kAct>
+                           : glu_forward_rows<DType::BF16, kAct>;
 }
-template <DType X, int kAct>
-struct GluForwardRows {
-  static constexpr auto kernel = &glu_forward_rows<X, kAct>;
-};
-template <DType X, int kAct>
-struct GluBackwardRows {
-  static constexpr auto kernel = &glu_backward_rows<X, kAct>;
-};
+template <int kAct>
+auto glu_backward_kernel(DType x, bool vectors) {
+  if (!vectors) return glu_backward_any<kAct>;
+  return x == DType::F32   ? glu_backward_rows<DType::F32, kAct>
+         : x == DType::F16 ? glu_backward_rows<DType::F16, kAct>
+                           : glu_backward_rows<DType::BF16, kAct>;
+}
 
 // Threads side by side cover a row in equal tiles; a short row leaves room for others in its block.
 template <class Args>
@@ -154,17 +155,19 @@ inline bool glu_by_vectors(const GluShape& a, const Rows& x, const void* out) {
 }
 
 inline void launch_glu_forward(const GluForward& a, cudaStream_t stream) {
-  if (glu_by_vectors(a, a.x, a.y))
-    return launch_glu<GluForward>(glu_kernel<GluForwardRows>(a.x.dtype, a.act), a, 16 / size_in_bytes(a.x.dtype),
-                                  stream);
-  launch_glu<GluForward>(glu_forward_any, a, kGluSingles, stream);
+  const bool vectors = glu_by_vectors(a, a.x, a.y);
+  const auto kernel = a.act == Act::Silu   ? glu_forward_kernel<0>(a.x.dtype, vectors)
+                      : a.act == Act::Gelu ? glu_forward_kernel<1>(a.x.dtype, vectors)
+                                           : glu_forward_kernel<2>(a.x.dtype, vectors);
+  launch_glu<GluForward>(kernel, a, vectors ? 16 / size_in_bytes(a.x.dtype) : kGluSingles, stream);
 }
 
 inline void launch_glu_backward(const GluBackward& a, cudaStream_t stream) {
-  if (glu_by_vectors(a, a.x, a.dx) && whole_vectors(a.grad, a.batch, a.tokens, a.dim))
-    return launch_glu<GluBackward>(glu_kernel<GluBackwardRows>(a.x.dtype, a.act), a, 16 / size_in_bytes(a.x.dtype),
-                                   stream);
-  launch_glu<GluBackward>(glu_backward_any, a, kGluSingles, stream);
+  const bool vectors = glu_by_vectors(a, a.x, a.dx) && whole_vectors(a.grad, a.batch, a.tokens, a.dim);
+  const auto kernel = a.act == Act::Silu   ? glu_backward_kernel<0>(a.x.dtype, vectors)
+                      : a.act == Act::Gelu ? glu_backward_kernel<1>(a.x.dtype, vectors)
+                                           : glu_backward_kernel<2>(a.x.dtype, vectors);
+  launch_glu<GluBackward>(kernel, a, vectors ? 16 / size_in_bytes(a.x.dtype) : kGluSingles, stream);
 }
 
 }  // namespace presto::cuda

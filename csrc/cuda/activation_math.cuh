@@ -2,6 +2,7 @@
 // hides behind the memory.
 #pragma once
 #include "activation.h"
+#include "sincospi.cuh"
 #include "vector.cuh"
 
 namespace presto::cuda {
@@ -10,15 +11,22 @@ struct Activated {
   float value, slope;
 };
 
-__device__ inline float activate(Act act, float gate) {
-  if (act == Act::Silu) return gate / (1.f + expf(-gate));
+template <Act kAct>
+__device__ inline float activate(float gate) {
+  if constexpr (kAct == Act::Silu) return gate / (1.f + expf(-gate));
+  if constexpr (kAct == Act::SinPi) return sin_cos_pi(gate).sin;
   return gate * (0.5f + 0.5f * erff(gate * 0.707106781f));
 }
 
-__device__ inline Activated activate_with_slope(Act act, float gate) {
-  if (act == Act::Silu) {
+template <Act kAct>
+__device__ inline Activated activate_with_slope(float gate) {
+  if constexpr (kAct == Act::Silu) {
     const float s = 1.f / (1.f + expf(-gate));
     return {gate * s, s * fmaf(gate, 1.f - s, 1.f)};
+  }
+  if constexpr (kAct == Act::SinPi) {
+    const SinCos at = sin_cos_pi(gate);
+    return {at.sin, sincospi::kPi * at.cos};
   }
   const float cdf = 0.5f + 0.5f * erff(gate * 0.707106781f);
   const float pdf = 0.398942280f * expf(-0.5f * gate * gate);

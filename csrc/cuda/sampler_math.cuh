@@ -4,6 +4,7 @@
 #pragma once
 #include "normal.h"
 #include "sampler.h"
+#include "sincospi.cuh"
 #include "vector.cuh"
 
 namespace presto::cuda {
@@ -77,12 +78,9 @@ __device__ inline void box_muller(uint32_t of_radius, uint32_t of_angle, float* 
   const int32_t turn = static_cast<int32_t>(of_angle) >> 8;
   const int32_t quadrant = (turn + (1 << 21)) >> 22;
   const float z = fmaf(static_cast<float>(turn - quadrant * (1 << 22)), 0x1p-22f, 0x1p-23f);
-  const float w = z * z;
-  const float s = z * fmaf(fmaf(fmaf(kS3, w, kS2), w, kS1), w, kS0);
-  const float c = fmaf(fmaf(fmaf(fmaf(kC3, w, kC2), w, kC1), w, kC0), w, 1.f);
-  const float cosine = quadrant & 1 ? s : c, sine = quadrant & 1 ? c : s;
-  normal[0] = radius * ((quadrant + 1) & 2 ? -cosine : cosine);
-  normal[1] = radius * (quadrant & 2 ? -sine : sine);
+  const SinCos at = sin_cos_quarters(quadrant, z);
+  normal[0] = radius * at.cos;
+  normal[1] = radius * at.sin;
 }
 
 // eps of elements [at, at + E) of a sample; at and E are multiples of 4.

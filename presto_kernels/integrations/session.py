@@ -63,8 +63,10 @@ class Session:
         self.settings = settings
         self.passed_on: Counter[tuple[str, str]] = Counter()  # (class, why) -> calls that ran as the original
         self._prompts: OrderedDict[Hashable, _Prompt] | None = None
+        self._opened_capturing = False
         self._prompt: _Prompt | None = None
         self._tables: OrderedDict[Hashable, tuple[Hashable, tuple[Tensor, ...], Any]] = OrderedDict()
+        self._recorded: list[Any] = []  # tables in CUDA graphs
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Session:
         """A copied model begins with nothing kept."""
@@ -86,7 +88,7 @@ class Session:
         if self._prompts is not None:  # one inside another keeps what the outer one has
             yield
             return
-        self._prompts = OrderedDict()
+        self._prompts, self._opened_capturing = OrderedDict(), _capturing()
         try:
             yield
         finally:
@@ -94,11 +96,15 @@ class Session:
 
     @contextlib.contextmanager
     def call_with(self, inputs: tuple[object, ...]) -> Iterator[None]:
-        """A call of the outermost accelerated module; ``inputs`` is all of its arguments that a prompt decides.
+        """A call of the outermost accelerated module; ``inputs``: its arguments that a prompt decides.
 
-        The call may use what an earlier call kept whose inputs were the same objects, unchanged.
+        The call may use what an earlier call kept whose inputs were the same objects, unchanged.  A CUDA graph uses
+        only what was kept while it was recorded: it would go on reading the memory of the rest when that is gone.
         """
         if self._prompts is None or self._prompt is not None or torch.is_grad_enabled():
+            yield
+            return
+        if self._opened_capturing != _capturing():
             yield
             return
         key = tuple(_identity(value) for value in inputs)
@@ -113,7 +119,7 @@ class Session:
             self._prompt = None
 
     def constant(self, key: Hashable, source: Tensor, layers: tuple[nn.Module, ...], compute: Callable[[], Any]) -> Any:
-        """``compute()``, once per prompt: of ``source``, which the prompt alone decides, by the weights of ``layers``."""
+        """``compute()``, once per prompt: of ``source``, which it alone decides, by the weights of ``layers``."""
         if self._prompt is None or torch.compiler.is_compiling() or not all(map(_is_fixed, layers)):
             return compute()
         kept = self._prompt.kept
@@ -129,7 +135,13 @@ class Session:
         """``compute()``, once for these tensors as they are; the last few keys are kept."""
         now = tuple(_identity(t) for t in made_of)
         kept = self._tables.get(key)
-        if kept is None or kept[0] != now:
+        if kept is not None and kept[0] != now:
+            kept = None
+        if _capturing():  # the calls that warm up made them; a graph reads them as long as it lives
+            if kept is None:
+                return compute()
+            self._recorded.append(kept)
+        if kept is None:
             kept = self._tables[key] = now, made_of, compute()  # the tensors are held: see _Prompt
         self._tables.move_to_end(key)
         while len(self._tables) > TABLES:
@@ -141,6 +153,10 @@ class Session:
         if torch.compiler.is_compiling():
             return _cos_sin(angles)
         return self.table(("cos, sin", id(angles)), (angles,), lambda: _cos_sin(angles))
+
+
+def _capturing() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 class _Prompt:

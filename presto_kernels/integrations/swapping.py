@@ -8,11 +8,10 @@ do the same.  Classes are known by their names, so that no library is imported f
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import nn
 from torch.nn.utils import parametrize
@@ -22,16 +21,33 @@ from presto_kernels.integrations.session import Session, Settings
 _Model = TypeVar("_Model", bound=nn.Module)
 
 
-class Accelerated:
+if TYPE_CHECKING:
+    _Before = nn.Module  # the module's own class, which comes after ours, is one
+else:
+    _Before = object
+
+
+class Accelerated(_Before):
     """Stands before a module's own class: ``super().forward`` is the original."""
 
     _presto: Session
+    _presto_kept: Any  # what a module computed from its weights, if it does; restored and copied modules are without it
     _fused: type[Accelerated]
     _original: type[nn.Module]
 
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """The original's attributes."""
+
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Pickles and copies name the two classes that this one is made of."""
-        return _made_of, (self._fused, self._original), self.__dict__
+        state = {name: value for name, value in self.__dict__.items() if name != "_presto_kept"}
+        return _made_of, (self._fused, self._original), state
+
+    def _presto_reads(self) -> object:
+        """What a CUDA graph of this module reads beside its weights, brought up to date with them, or None."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -119,8 +135,10 @@ def restore(model: _Model) -> _Model:
                 " (a parametrization?); undo that first"
             )
     for _, module in accelerated:
-        module.__class__ = type(module)._original
-        del module.__dict__["_presto"]
+        undone: Any = module
+        undone.__class__ = module._original
+        del undone.__dict__["_presto"]
+        undone.__dict__.pop("_presto_kept", None)
     return model
 
 
@@ -143,16 +161,22 @@ def find(model: nn.Module) -> Iterator[Found]:
                 break
 
 
-@functools.cache
-def fused_class(fused: type[Accelerated], original: type[nn.Module]) -> type[nn.Module]:
-    """The class of an accelerated module: ours before its own, under its own name."""
-    names = {"__module__": original.__module__, "__qualname__": original.__qualname__, "__doc__": original.__doc__}
-    return type(original.__name__, (fused, original), {**names, "_fused": fused, "_original": original})
+_CLASSES: dict[tuple[type, type], Any] = {}
+
+
+def fused_class(fused: type[Accelerated], original: type[nn.Module]) -> Any:
+    """The class of an accelerated module: ours before its own, under its own name; always the same one."""
+    if (fused, original) not in _CLASSES:
+        names = {"__module__": original.__module__, "__qualname__": original.__qualname__, "__doc__": original.__doc__}
+        members = {**names, "_fused": fused, "_original": original}
+        _CLASSES[fused, original] = type(original.__name__, (fused, original), members)
+    return _CLASSES[fused, original]
 
 
 def _made_of(fused: type[Accelerated], original: type[nn.Module]) -> nn.Module:
     made = fused_class(fused, original)
-    return made.__new__(made)
+    module: nn.Module = made.__new__(made)
+    return module
 
 
 def _why_not(module: nn.Module, base: type[nn.Module], swap: Swap) -> str | None:
@@ -170,5 +194,7 @@ def _why_not(module: nn.Module, base: type[nn.Module], swap: Swap) -> str | None
 
 def _hint(model: object) -> str:
     """A pipeline is no module but holds them."""
-    inside = [name for name in ("transformer", "model", "dit", "vae") if isinstance(getattr(model, name, None), nn.Module)]
+    inside = [
+        name for name in ("transformer", "model", "dit", "vae") if isinstance(getattr(model, name, None), nn.Module)
+    ]
     return f"; it holds modules: {', '.join(f'.{name}' for name in inside)}" if inside else ""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from presto_kernels.testing.aot import Variant
 
-GLU = (("swiglu", 0), ("geglu", 1))
+GLU = (("swiglu", 0), ("geglu", 1), ("singlu", 2))
 DTYPES = (torch.bfloat16, torch.float32)
 
 

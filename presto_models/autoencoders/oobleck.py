@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from presto_kernels.oobleck import clip, decoder_chain, encoder_chain, layout, whole
 from presto_models.autoencoders.base import Autoencoder
 from presto_models.autoencoders.oobleck_config import OobleckConfig
-from presto_models.autoencoders.oobleck_layers import Conv, Down, ResidualUnit, Snake, Up
-from presto_models.autoencoders.stretches import Chain, clip
-
-DILATIONS = (1, 3, 9)
-
-# Elements of an activation that are computed at a time on a CPU.  Of the rate of a large matrix product, 5 s by
-# "stable-audio" in bf16 ran at 77 % with 2^19, 82 % with 2^20, 86 % with 2^21 and 84 % with 2^22 (two cores, 1 MiB
-# of L2 each, 32 MiB of L3; two rounds, whose ranges overlap from 2^20 on); memory doubles from one to the next.
-TILE_ELEMENTS = 2**20
 
 
 class Oobleck(Autoencoder):
@@ -41,7 +33,9 @@ class Oobleck(Autoencoder):
         self.config = config
         self.sample_rate, self.audio_channels = config.sample_rate, config.audio_channels
         self.latent_channels, self.hop = config.latent_channels, config.hop
-        self.encoder, self.decoder = _encoder(config), _decoder(config)
+        latents, audio = config.latent_channels, config.audio_channels
+        self.encoder = encoder_chain(audio, config.widths(config.encoder_channels), config.strides, 2 * latents)
+        self.decoder = decoder_chain(latents, config.widths(config.channels), config.strides, audio)
 
     def encode(self, audio: Tensor) -> Tensor:
         """Audio ``[B, audio_channels, T]`` to the posterior's mean ``[B, ceil(T / hop), C]``, fp32."""
@@ -53,9 +47,8 @@ class Oobleck(Autoencoder):
         std = softplus(scale) + 1e-4, (mean, scale) the two halves of the encoder's output.
         """
         self.check_audio(audio)
-        x = _layout(self.pad_to_hop(audio.to(self._dtype)))
-        length = x.shape[-1]
-        mean, scale = _wide(self.encoder(x, 0, length // self.hop, length)).mT.chunk(2, dim=-1)
+        x = self.pad_to_hop(audio.to(self._dtype))
+        mean, scale = _wide(whole(self.encoder, x)).mT.chunk(2, dim=-1)
         return mean.contiguous(), F.softplus(scale.contiguous()) + 1e-4
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -64,8 +57,7 @@ class Oobleck(Autoencoder):
         Differentiable in the latents and the weights.
         """
         self.check_latents(latents)
-        x = _layout(latents.to(self._dtype).mT)
-        return _wide(self.decoder(x, 0, latents.shape[1] * self.hop, latents.shape[1])).contiguous()
+        return _wide(whole(self.decoder, latents.to(self._dtype).mT)).contiguous()
 
     def decode_chunked(self, latents: Tensor, *, chunk: int = 64) -> Tensor:
         """:meth:`decode` in pieces of ``chunk`` latents: memory for one piece and the audio, whatever the length.
@@ -79,7 +71,7 @@ class Oobleck(Autoencoder):
         self.check_latents(latents)
         if chunk < 1:
             raise ValueError(f"chunk must be at least 1 latent, got {chunk}")
-        x, length = _layout(latents.to(self._dtype).mT), latents.shape[1]
+        x, length = layout(latents.to(self._dtype).mT), latents.shape[1]
         pieces = []
         for first in range(0, length, chunk):
             begin, end = first * self.hop, min(first + chunk, length) * self.hop
@@ -100,38 +92,3 @@ class Oobleck(Autoencoder):
 
 def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _layout(x: Tensor) -> Tensor:
-    """``x [B, C, T]`` in the layout the layers run fastest in where it is: see ``oobleck_layers``."""
-    if x.is_cpu and not torch.is_grad_enabled():
-        return x.mT.contiguous().mT
-    return x.contiguous()
-
-
-def _tile(channels: int) -> int:
-    return max(1024, TILE_ELEMENTS // channels)
-
-
-def _units(channels: int) -> list[nn.Module]:
-    return [ResidualUnit(channels, dilation) for dilation in DILATIONS]
-
-
-def _encoder(config: OobleckConfig) -> Chain:
-    widths = config.widths(config.encoder_channels)
-    levels = [
-        Chain([*_units(channels), Snake(channels), Down(channels, wider, stride)], tile=_tile(channels) // stride)
-        for channels, wider, stride in zip(widths, widths[1:], config.strides, strict=False)
-    ]
-    levels[0].insert(0, Conv(config.audio_channels, widths[0], 7))
-    return Chain([*levels, Chain([Snake(widths[-1]), Conv(widths[-1], 2 * config.latent_channels, 3)])])
-
-
-def _decoder(config: OobleckConfig) -> Chain:
-    widths = config.widths(config.channels)
-    levels = [
-        Chain([Snake(wider), Up(wider, channels, stride), *_units(channels)], tile=_tile(channels))
-        for channels, wider, stride in zip(widths, widths[1:], config.strides, strict=False)
-    ]
-    levels[0].extend([Snake(widths[0]), Conv(widths[0], config.audio_channels, 7, bias=False)])
-    return Chain([Conv(config.latent_channels, widths[-1], 7), *reversed(levels)])

@@ -1,24 +1,21 @@
 """Oobleck's weights from other projects: diffusers' ``AutoencoderOobleck`` and stable-audio-tools.
 
-Both hold the same network under different names, every convolution in two factors (weight norm, by its old names or
-those of ``torch.nn.utils.parametrizations``) and Snake's alpha and beta as logarithms.  Sizes are read off the tensors;
-weight norm is folded and the exponentials are taken here, in fp32, once.
+:mod:`presto_kernels.oobleck` knows their names and how they lie.  Here the sizes are read off the tensors, and weight
+norm is folded and exponentials are taken in fp32, once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from presto_kernels.oobleck import Part, converted, factors, fold, parts
 from presto_models.autoencoders.oobleck import Oobleck
 from presto_models.autoencoders.oobleck_config import OobleckConfig
-from presto_models.autoencoders.oobleck_layers import Down, Up
 from presto_models.checkpoint import CheckpointError, load_into
 
-_FACTORS = (("weight_g", "weight_v"), ("parametrizations.weight.original0", "parametrizations.weight.original1"))
 _MARKERS = {"diffusers": "decoder.block.0.conv_t1.", "tools": "decoder.layers.1.layers.1."}
 _LEVELS = {"diffusers": "decoder.block.{}.", "tools": "decoder.layers.{}.layers.1."}
 
@@ -47,50 +44,6 @@ def oobleck_from_state_dict(
     model = model.to_empty(device="cpu")
     load_into(model, converted, source=source)
     return model.eval().requires_grad_(False)
-
-
-@dataclass(frozen=True)
-class Part:
-    """A layer: what it is, its tensors here (``{}`` stands for weight, bias, alpha or beta), and its name elsewhere."""
-
-    kind: str
-    own: str
-    diffusers: str
-    tools: str
-
-
-def parts(levels: int) -> Iterator[Part]:
-    """Every layer with weights of an Oobleck with so many levels, by all its names."""
-    after, last = f"layers.{levels + 1}", f"layers.{levels + 2}"
-    yield Part("conv", "encoder.0.0.{}", "encoder.conv1", "encoder.layers.0")
-    yield Part("conv", "decoder.0.{}", "decoder.conv1", "decoder.layers.0")
-    for i in range(levels):
-        names = f"encoder.block.{i}", f"encoder.layers.{i + 1}.layers"
-        here = int(i == 0)  # the first level begins with the first convolution
-        yield from _units(f"encoder.{i}", here, *names, 0)
-        yield Part("snake", f"encoder.{i}.{here + 3}.{{}}", f"{names[0]}.snake1", f"{names[1]}.3")
-        yield Part("down", f"encoder.{i}.{here + 4}.{{}}", f"{names[0]}.conv1", f"{names[1]}.4")
-        names = f"decoder.block.{i}", f"decoder.layers.{i + 1}.layers"
-        yield Part("snake", f"decoder.{i + 1}.0.{{}}", f"{names[0]}.snake1", f"{names[1]}.0")
-        yield Part("up", f"decoder.{i + 1}.1.{{}}", f"{names[0]}.conv_t1", f"{names[1]}.1")
-        yield from _units(f"decoder.{i + 1}", 2, *names, 2)
-    yield Part("snake", f"encoder.{levels}.0.{{}}", "encoder.snake1", f"encoder.{after}")
-    yield Part("conv", f"encoder.{levels}.1.{{}}", "encoder.conv2", f"encoder.{last}")
-    yield Part("snake", f"decoder.{levels}.5.{{}}", "decoder.snake1", f"decoder.{after}")
-    yield Part("conv without bias", f"decoder.{levels}.6.{{}}", "decoder.conv2", f"decoder.{last}")
-
-
-def _units(own: str, here: int, diffusers: str, tools: str, there: int) -> Iterator[Part]:
-    for i in range(3):
-        theirs, their_tools = f"{diffusers}.res_unit{i + 1}", f"{tools}.{there + i}.layers"
-        mine = f"{own}.{here + i}"
-        yield Part("snake", f"{mine}.snake1.{{}}", f"{theirs}.snake1", f"{their_tools}.0")
-        yield Part("conv", f"{mine}.conv1.{{}}", f"{theirs}.conv1", f"{their_tools}.1")
-        yield Part("snake", f"{mine}.snake2.{{}}", f"{theirs}.snake2", f"{their_tools}.2")
-        yield Part("pointwise", f"{mine}.{{}}2", f"{theirs}.conv2", f"{their_tools}.3")
-
-
-_CONVERTED = {"up": Up.matrix, "down": Down.matrix, "pointwise": lambda weight: weight.squeeze(-1)}
 
 
 class _Reader:
@@ -144,27 +97,23 @@ class _Reader:
         """The tensors by our names, in fp32."""
         for part in parts(self.levels):
             name = self._name(part)
-            if part.kind == "snake":
-                for which in ("alpha", "beta"):
-                    logarithm = self._take(f"{name}.{which}")
-                    if logarithm is not None:
-                        yield part.own.format(which), logarithm.flatten().exp()
-                continue
-            weight = self._weight(name)
-            if weight is not None:
-                yield part.own.format("weight"), _CONVERTED.get(part.kind, lambda w: w)(weight)
-            bias = None if part.kind == "conv without bias" else self._take(f"{name}.bias")
-            if bias is not None:
-                yield part.own.format("bias"), bias
+            theirs = {
+                tensor: self._weight(name) if tensor == "weight" else self._take(f"{name}.{tensor}")
+                for tensor in part.tensors
+            }
+            yield from converted(part, {key: tensor for key, tensor in theirs.items() if tensor is not None})
 
     def _weight(self, name: str) -> Tensor | None:
-        for size, direction in _FACTORS:
-            if f"{name}.{direction}" in self.left:
-                g, v = self._take(f"{name}.{size}"), self._take(f"{name}.{direction}")
-                if g is None or v is None or v.dim() != 3 or g.numel() != len(v):
-                    raise CheckpointError(f"{self.source}: {name}.{size} does not belong to {name}.{direction}")
-                return v * (g.view(-1, 1, 1) / torch.linalg.vector_norm(v, dim=(1, 2), keepdim=True))
-        return self._take(f"{name}.weight")
+        names = factors(name, self.left)
+        if names is None:
+            return self._take(f"{name}.weight")
+        size, direction = map(self._take, names)
+        try:
+            if size is not None and direction is not None:
+                return fold(size, direction)
+        except ValueError:
+            pass
+        raise CheckpointError(f"{self.source}: {names[0]} does not belong to {names[1]}")
 
     def _take(self, name: str) -> Tensor | None:
         if name not in self.left:
@@ -174,16 +123,14 @@ class _Reader:
         return self.weights[self.prefix + name].float()
 
     def _shape(self, part: Part) -> tuple[int, ...]:
-        name = self._name(part)
-        for kind in ("weight", *(direction for _, direction in _FACTORS)):
-            if f"{name}.{kind}" in self.left:
-                shape = tuple(self.weights[f"{self.prefix}{name}.{kind}"].shape)
-                if len(shape) != 3:
-                    raise CheckpointError(
-                        f"{self.source}: {self.prefix}{name}.{kind} has shape {shape}, no convolution's"
-                    )
-                return shape
-        raise CheckpointError(f"{self.source}: missing {self.prefix}{name}.weight, or its two factors")
+        layer = self._name(part)
+        _, name = factors(layer, self.left) or ("", f"{layer}.weight")
+        if name not in self.left:
+            raise CheckpointError(f"{self.source}: missing {self.prefix}{name}, or its two factors")
+        shape = tuple(self.weights[self.prefix + name].shape)
+        if len(shape) != 3:
+            raise CheckpointError(f"{self.source}: {self.prefix}{name} has shape {shape}, no convolution's")
+        return shape
 
     def _name(self, part: Part) -> str:
         return part.diffusers if self.project == "diffusers" else part.tools

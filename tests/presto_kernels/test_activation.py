@@ -13,7 +13,7 @@ from presto_kernels.testing import check
 from presto_kernels.testing.activation import OPS, TENSORS, Case, cases, judge, run
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-GATED = ("swiglu", "geglu")
+GATED = ("swiglu", "geglu", "singlu")
 
 
 def backends() -> list[str]:
@@ -46,6 +46,7 @@ LARGE = [
         ("swiglu", 260, 4096),
         ("swiglu", 1, 1 << 20),
         ("geglu", 801, 1409),
+        ("singlu", 33, 32001),
         ("snake", 5, 210_001),
         ("snake", 33, 32768),
         ("snake", 40_000, 37),
@@ -68,7 +69,7 @@ def test_every_instruction_set(instruction_set):
         pytest.skip(f"this processor has no {instruction_set}")
     try:
         with presto_kernels.use_backend("cpu"):
-            for case in cases() + LARGE[:6]:
+            for case in cases() + LARGE[:7]:
                 check(judge(case))
     finally:
         _library.limit_instruction_set(_library.INSTRUCTION_SETS[-1])
@@ -220,6 +221,22 @@ def test_snake_of_large_arguments_and_small_amplitudes(backend):
         torch.testing.assert_close(sines[..., :4], x.double().sin().square()[..., :4], rtol=1e-4, atol=1e-4)
         zero = presto_kernels.snake(torch.full((1, 1, 3), 1e-9), torch.ones(1), torch.zeros(1))
     torch.testing.assert_close(zero, torch.full((1, 1, 3), 1e-9 + 1e-18 / 1e-9), rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_singlu_of_whole_half_and_large_gates(backend):
+    """No digit of pi gets lost: whole gates give exactly 0, halves exactly 1 or -1, however large they are."""
+    gate = torch.tensor([0.0, 0.5, 1.0, -0.5, 1.5, 1001.0, 4194303.5, 8388607.0, 3e38])
+    x = torch.stack([torch.full_like(gate, 3.0), gate]).requires_grad_()
+    right = torch.tensor([0.0, 1.0, 0.0, -1.0, -1.0, 0.0, -1.0, 0.0, 0.0])
+    slope = torch.tensor([1.0, 0.0, -1.0, 0.0, 0.0, -1.0, 0.0, -1.0, 1.0])
+    with presto_kernels.use_backend(backend):
+        y = presto_kernels.singlu(x.flatten())
+        (gradient,) = torch.autograd.grad(y.sum(), x)
+        unbounded = presto_kernels.singlu(torch.tensor([2.0, 2.0, 2.0, float("inf"), float("nan"), 0.5]))
+    assert torch.equal(y, 3 * right) and torch.equal(gradient[0], right)
+    torch.testing.assert_close(gradient[1], 3 * torch.pi * slope, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(unbounded, torch.tensor([float("nan"), float("nan"), 2.0]), equal_nan=True)
 
 
 @pytest.mark.parametrize("backend", backends())

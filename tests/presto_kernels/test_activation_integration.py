@@ -27,9 +27,11 @@ def upstream(layout: str, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 def test_opcheck_glu(layout):
     for dtype in (torch.float32, torch.bfloat16):
         (x,) = inputs("swiglu", layout, dtype)
-        torch.library.opcheck(OPERATORS.glu.default, (x, 0, True), test_utils=CHECKS)
-    arguments = (upstream(layout, torch.bfloat16), x, 1, False)
-    torch.library.opcheck(OPERATORS.glu_backward.default, arguments, test_utils=CHECKS)
+        for act in (0, 2):
+            torch.library.opcheck(OPERATORS.glu.default, (x, act, True), test_utils=CHECKS)
+    for act in (1, 2):
+        arguments = (upstream(layout, torch.bfloat16), x, act, False)
+        torch.library.opcheck(OPERATORS.glu_backward.default, arguments, test_utils=CHECKS)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -45,11 +47,11 @@ def test_opcheck_snake(layout):
 def model(x, alpha, beta):
     y = presto_kernels.geglu(presto_kernels.swiglu(x), gate_first=True)
     y = presto_kernels.swiglu(y.flatten(0, 1)).unflatten(0, y.shape[:2])
-    return presto_kernels.snake(y.transpose(1, 2), alpha, beta)
+    return presto_kernels.snake(presto_kernels.singlu(y).transpose(1, 2), alpha, beta)
 
 
 def leaves(tokens: int, requires_grad: bool = True) -> list[torch.Tensor]:
-    tensors = [torch.randn(2, tokens, 64), torch.rand(8) + 0.5, torch.rand(8) + 0.5]
+    tensors = [torch.randn(2, tokens, 128), torch.rand(8) + 0.5, torch.rand(8) + 0.5]
     return [t.requires_grad_(requires_grad) for t in tensors]
 
 

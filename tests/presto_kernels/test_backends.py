@@ -13,7 +13,7 @@ compiled_only = pytest.mark.skipif(not _library.has_cpu_kernels, reason=f"no CPU
 def test_every_op_names_its_implementations():
     available = presto_kernels.available_backends()
     modulation = {"adaln_modulate", "gated_residual", "gated_residual_adaln"}
-    others = {"qk_norm_rope", "attention", "swiglu", "geglu", "snake", "edm_denoise", "renoise"}
+    others = {"qk_norm_rope", "attention", "swiglu", "geglu", "singlu", "snake", "edm_denoise", "renoise"}
     assert set(available) == modulation | others
     assert all(names[-1] == "reference" for names in available.values())
 

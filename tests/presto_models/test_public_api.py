@@ -6,6 +6,7 @@ import pkgutil
 from pathlib import Path
 
 import presto_kernels
+import presto_kernels.oobleck
 import presto_models
 import presto_models.distill
 
@@ -14,8 +15,11 @@ def sources():
     return sorted(Path(presto_models.__file__).parent.rglob("*.py"))
 
 
+PUBLIC = {package.__name__: set(package.__all__) for package in (presto_kernels, presto_kernels.oobleck)}
+
+
 def test_everything_promised_is_there_and_documented():
-    for package in (presto_models, presto_models.distill):
+    for package in (presto_models, presto_models.distill, presto_kernels.oobleck):
         for name in package.__all__:
             assert inspect.getdoc(getattr(package, name)), name
 
@@ -33,6 +37,7 @@ def test_it_imports_only_the_public_api_of_presto_kernels():
             if isinstance(node, ast.Import):
                 assert not any(alias.name.split(".")[0] == "presto_kernels" for alias in node.names), source
             if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "presto_kernels":
-                assert node.module == "presto_kernels", source
-                seen |= {alias.name for alias in node.names}
-    assert seen and seen <= set(presto_kernels.__all__)
+                assert node.module in PUBLIC, source
+                seen.add(node.module)
+                assert {alias.name for alias in node.names} <= PUBLIC[node.module], source
+    assert seen == set(PUBLIC)

@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from presto_kernels import attention, qk_norm_rope
 from presto_kernels.integrations.stability import norms
 from presto_kernels.integrations.swapping import Accelerated
+from presto_kernels.ops.attention.api import attention
+from presto_kernels.ops.rotary.api import qk_norm_rope
 
 Heads = list[Tensor]  # [B, N, H, Dh] each; two where attention is differential
 
@@ -33,9 +34,11 @@ class FusedAttention(Accelerated):
     ) -> Tensor:
         reason = "arguments by position" if more else _refusal(self, x, context, rotary_pos_emb, given)
         if reason:
-            self._presto.pass_on(self, reason)  # type: ignore[arg-type]
-            return super().forward(x, context, rotary_pos_emb, *more, **given)  # type: ignore[misc]
-        angles = None if rotary_pos_emb is None else rotary_pos_emb[0][-x.shape[1] :]
+            self._presto.pass_on(self, reason)
+            return super().forward(x, context, rotary_pos_emb, *more, **given)
+        angles = None if rotary_pos_emb is None else rotary_pos_emb[0]
+        if angles is not None and angles.shape[0] != x.shape[1]:  # a view is a new tensor, for which there is no table
+            angles = angles[-x.shape[1] :]
         mask, window = given.get("padding_mask"), given.get("flash_attn_sliding_window")
         if window is not None:
             window = tuple(window) if self._sees_windows() else None
@@ -105,9 +108,7 @@ def _split(packed: Tensor, dim_heads: int, heads: int) -> Heads:
     return list(packed.unflatten(2, (-1, heads, dim_heads)).unbind(2))
 
 
-def _norm_rope(
-    self: Any, queries: Heads, keys: Heads, cos: Tensor | None, sin: Tensor | None
-) -> tuple[Heads, Heads]:
+def _norm_rope(self: Any, queries: Heads, keys: Heads, cos: Tensor | None, sin: Tensor | None) -> tuple[Heads, Heads]:
     given = _norms(self)
     if given["norm"] is None and cos is None:
         return queries, keys
@@ -129,7 +130,7 @@ def _norms(self: Any) -> dict[str, Any]:
     if self.qk_norm == "none":
         return {"norm": None}
     of_q, of_k = norms.arguments(self.q_norm), norms.arguments(self.k_norm)
-    shared = {name: of_q.pop(name) for name in ("norm", "eps") if name in of_q}
+    shared: dict[str, Any] = {name: of_q.pop(name) for name in ("norm", "eps") if name in of_q}
     of_k = {name: value for name, value in of_k.items() if name not in shared}
     return {**shared, **{f"q_{n}": v for n, v in of_q.items()}, **{f"k_{n}": v for n, v in of_k.items()}}
 
@@ -147,7 +148,7 @@ def _attend(
 
 
 def _unseen(q: Tensor, k: Tensor, v: Tensor, window: tuple[int, int] | None, mask: Tensor) -> Tensor:
-    """Attention to the keys of a mask ``[B, Nk]`` of any form, which key lengths cannot say without asking the device."""
+    """Attention to the keys of a mask ``[B, Nk]`` of any form, which no key lengths can say unasked."""
     seen = mask.bool()[:, None, None, :]
     if window is not None:
         ahead = torch.arange(k.shape[1], device=k.device) - torch.arange(q.shape[1], device=q.device)[:, None]
@@ -178,5 +179,3 @@ def fits(module: Any) -> str | None:
     if None in kinds or len(kinds) > 1:
         return f"its queries and keys have the norms {type(module.q_norm).__name__}, {type(module.k_norm).__name__}"
     return None
-
-

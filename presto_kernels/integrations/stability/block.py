@@ -1,4 +1,4 @@
-"""``TransformerBlock`` of both codebases: its norms, modulations, gates and additions in as few passes as there are seams.
+"""``TransformerBlock`` of both codebases: norms, modulations, gates and additions in a pass for each seam.
 
     h      = norm(x) (1 + scale_self) + shift_self
     x, h   = seam(x, self_attn(h), sigmoid(1 - gate_self); cross_attend_norm)
@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from presto_kernels import adaln_modulate, gated_residual, gated_residual_adaln
 from presto_kernels.integrations.stability import norms
 from presto_kernels.integrations.swapping import Accelerated
+from presto_kernels.ops.modulation.api import adaln_modulate, gated_residual, gated_residual_adaln
 
 TO_SELF = {
     "self_attention_block_mask": "flex_attention_block_mask",
@@ -41,10 +41,10 @@ class FusedBlock(Accelerated):
     def forward(self, x: Tensor, context: Tensor | None = None, *more: Any, **given: Any) -> Tensor:
         reason = "arguments by position" if more else _refusal(self)
         if reason:
-            self._presto.pass_on(self, reason)  # type: ignore[arg-type]
-            return super().forward(x, context, *more, **given)  # type: ignore[misc]
+            self._presto.pass_on(self, reason)
+            return super().forward(x, context, *more, **given)
         with self._presto.settings.running():
-            return _forward(self, x, context if self.cross_attend else None, given)  # type: ignore[attr-defined]
+            return _forward(self, x, context if self.cross_attend else None, given)
 
 
 def _refusal(self: Any) -> str | None:
@@ -64,7 +64,9 @@ def _forward(self: Any, x: Tensor, context: Tensor | None, given: dict[str, Any]
     branch = self.self_attn(h, rotary_pos_emb=rotary, **_renamed(given, TO_SELF))
     gating = _gating(gate, self.self_attn_scale)
     if context is not None:
-        x, h = gated_residual_adaln(x, branch, scale=None, shift=None, **gating, **norms.arguments(self.cross_attend_norm))
+        x, h = gated_residual_adaln(
+            x, branch, scale=None, shift=None, **gating, **norms.arguments(self.cross_attend_norm)
+        )
         to_cross = _renamed(given, TO_CROSS)
         if "rotary_pos_emb_k" in to_cross:
             to_cross["rotary_pos_emb"] = rotary
@@ -108,7 +110,9 @@ def _local(self: Any, length: int, given: dict[str, Any]) -> Tensor | None:
     if given.get("local_add_cond") is not None and getattr(self, "to_local_embed", None) is not None:
         sources.append((self.to_local_embed, given["local_add_cond"]))
     modular = given.get("modular_local_cond") or {}
-    sources += [(embed, modular[name]) for name, embed in getattr(self, "modular_local_embeds", {}).items() if name in modular]
+    sources += [
+        (embed, modular[name]) for name, embed in getattr(self, "modular_local_embeds", {}).items() if name in modular
+    ]
     if not sources:
         return None
 
@@ -117,7 +121,9 @@ def _local(self: Any, length: int, given: dict[str, Any]) -> Tensor | None:
         return addends[0] if len(addends) == 1 else torch.stack(addends).sum(0)
 
     shapes = tuple(tuple(source.shape) for _, source in sources)
-    return self._presto.constant((id(self), "local", length, shapes), sources[0][1], tuple(e for e, _ in sources), embedded)
+    return self._presto.constant(
+        (id(self), "local", length, shapes), sources[0][1], tuple(e for e, _ in sources), embedded
+    )
 
 
 def _at_the_end(embedded: Tensor, length: int) -> Tensor:

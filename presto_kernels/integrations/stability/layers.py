@@ -7,20 +7,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from presto_kernels import geglu, singlu, swiglu
 from presto_kernels.integrations.swapping import Accelerated
+from presto_kernels.ops.activation.api import geglu, singlu, swiglu
 
 
 class FusedGLU(Accelerated):
     """``GLU``: value act(gate), value the first half of the projection."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.use_conv:  # type: ignore[attr-defined]
-            x = self.proj(x.mT).mT  # type: ignore[attr-defined]
-        else:
-            x = self.proj(x)  # type: ignore[attr-defined]
+        x = self.proj(x.mT).mT if self.use_conv else self.proj(x)
         with self._presto.settings.running():
-            return _unit(self.act)(x)  # type: ignore[attr-defined,misc]
+            return _unit(self.act)(x)
 
 
 def _unit(act: nn.Module) -> Any:
@@ -39,10 +36,11 @@ class FusedRotary(Accelerated):
     """``RotaryEmbedding``: the angles of a length are computed once."""
 
     def forward_from_seq_len(self, seq_len: int) -> tuple[Tensor, Any]:
-        made = super().forward_from_seq_len  # type: ignore[misc]
+        original: Any = super()
+        made = original.forward_from_seq_len
         if torch.compiler.is_compiling():
             return made(seq_len)
-        inv_freq: Tensor = self.inv_freq  # type: ignore[attr-defined]
+        inv_freq: Tensor = self.inv_freq
         key = (id(self), seq_len)
         return self._presto.table(key, (inv_freq,), lambda: made(seq_len))
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from presto_kernels import adaln_modulate
 from presto_kernels.integrations.swapping import Accelerated
+from presto_kernels.ops.modulation.api import adaln_modulate
 
 KINDS = {"LayerNorm": "layer", "RMSNorm": "rms", "DynamicTanh": "dyt"}
 
@@ -40,9 +40,7 @@ def arguments(module: nn.Module) -> dict[str, Any]:
 
 def hooked(*modules: nn.Module) -> bool:
     """Whether somebody listens to a module that a fused path would pass by."""
-    return any(
-        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in modules
-    )
+    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in modules)
 
 
 class FusedNorm(Accelerated):
@@ -50,6 +48,6 @@ class FusedNorm(Accelerated):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() < 2:
-            return super().forward(x)  # type: ignore[misc]
+            return super().forward(x)
         with self._presto.settings.running():
-            return adaln_modulate(x.reshape(1, -1, x.shape[-1]), None, None, **arguments(self)).view(x.shape)  # type: ignore[arg-type]
+            return adaln_modulate(x.reshape(1, -1, x.shape[-1]), None, None, **arguments(self)).view(x.shape)

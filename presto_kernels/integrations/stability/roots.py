@@ -17,9 +17,9 @@ class FusedTransformer(Accelerated):
 
     def forward(self, x: Tensor, *more: Any, **given: Any) -> Any:
         if more or torch.compiler.is_compiling():
-            return super().forward(x, *more, **given)  # type: ignore[misc]
+            return super().forward(x, *more, **given)
         with self._presto.call_with(flattened(given.get(name) for name in OF_THE_PROMPT)):
-            return super().forward(x, **given)  # type: ignore[misc]
+            return super().forward(x, **given)
 
 
 class FusedDiT(Accelerated):
@@ -27,16 +27,18 @@ class FusedDiT(Accelerated):
 
     def forward(self, x: Tensor, t: Tensor, *more: Any, **given: Any) -> Any:
         if more or given.get("cfg_dropout_prob") or torch.compiler.is_compiling():  # dropout draws anew at every call
-            return super().forward(x, t, *more, **given)  # type: ignore[misc]
+            return super().forward(x, t, *more, **given)
         with self._presto.call_with(flattened(given.values())):
-            return super().forward(x, t, **given)  # type: ignore[misc]
+            return super().forward(x, t, **given)
 
 
 class FusedConstant(Accelerated):
     """A projection of the prompt."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._presto.constant((id(self), "projection"), x, (self,), lambda: super(FusedConstant, self).forward(x))  # type: ignore
+        return self._presto.constant(
+            (id(self), "projection"), x, (self,), lambda: super(FusedConstant, self).forward(x)
+        )
 
 
 def flattened(values: Any) -> tuple[object, ...]:

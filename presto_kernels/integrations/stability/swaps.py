@@ -11,7 +11,16 @@ _TRANSFORMER = {
     "x", "prepend_embeds", "prepend_mask", "global_cond", "local_add_cond", "modular_local_cond", "return_info",
     "use_checkpointing", "exit_layer_ix", "padding_mask", "context", "mask", "kwargs",
 }  # fmt: skip
-_BLOCK = {"x", "context", "global_cond", "local_add_cond", "modular_local_cond", "rotary_pos_emb", *block.TO_SELF, *block.TO_CROSS}
+_BLOCK = {
+    "x",
+    "context",
+    "global_cond",
+    "local_add_cond",
+    "modular_local_cond",
+    "rotary_pos_emb",
+    *block.TO_SELF,
+    *block.TO_CROSS,
+}
 _ATTENTION = {"x", "context", "rotary_pos_emb", "rotary_pos_emb_k", "causal", *block.TO_SELF.values()}
 
 
@@ -33,7 +42,9 @@ class Codebase:
                 children={"to_cond_embed": roots.FusedConstant},
             ),
             Swap(f"{at}.ContinuousTransformer", roots.FusedTransformer, "the same, called by itself", _TRANSFORMER),
-            Swap(f"{at}.TransformerBlock", block.FusedBlock, "norms, modulations, gates, additions", _BLOCK, block.fits),
+            Swap(
+                f"{at}.TransformerBlock", block.FusedBlock, "norms, modulations, gates, additions", _BLOCK, block.fits
+            ),
             Swap(f"{at}.Attention", self.attention, "QK norms, rotary, attention", _ATTENTION, attention.fits),
             Swap(f"{at}.GLU", layers.FusedGLU, "gated unit", {"x"}, layers.glu_fits),
             Swap(f"{at}.RotaryEmbedding", layers.FusedRotary, "angles once a length", {"t"}, layers.rotary_fits),

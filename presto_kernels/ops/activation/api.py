@@ -1,4 +1,4 @@
-"""The activations: ``swiglu``, ``geglu`` and ``snake``.
+"""The activations: ``swiglu``, ``geglu``, ``singlu`` and ``snake``.
 
 See :mod:`presto_kernels.ops.activation.reference` for the formulas in plain PyTorch.
 """
@@ -49,6 +49,21 @@ def geglu(x: Tensor, *, gate_first: bool = False) -> Tensor:
     """
     (x,), _ = _check_glu("geglu", x, gate_first=gate_first)
     return _glu(_GEGLU, x, "gelu", gate_first)
+
+
+def singlu(x: Tensor, *, gate_first: bool = False) -> Tensor:
+    """Gate one half of the last axis with a sine of the other.
+
+        y = value * sin(pi gate)
+
+    The sine is that of the gate as it is, whatever its size: a whole gate gives exactly 0.
+
+    Arguments, result and errors as in :func:`swiglu`.
+
+    Source: the sinusoidal feed-forward of Stable Audio 3's SAME decoders.
+    """
+    (x,), _ = _check_glu("singlu", x, gate_first=gate_first)
+    return _glu(_SINGLU, x, "sinpi", gate_first)
 
 
 def snake(x: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
@@ -177,10 +192,10 @@ def _bucket(tensors: backends.Tensors, options: None) -> tuple[str, int]:
     return "", tensors[0].numel()
 
 
-_SWIGLU, _GEGLU = (
+_SWIGLU, _GEGLU, _SINGLU = (
     backends.Op(name, _IMPLEMENTATIONS, functools.partial(_check_glu, name), _glu_limits, _bucket)
-    for name in ("swiglu", "geglu")
+    for name in ("swiglu", "geglu", "singlu")
 )
 _SNAKE = backends.Op("snake", _IMPLEMENTATIONS, _check_snake, _snake_limits, _bucket)
-for _op in (_SWIGLU, _GEGLU, _SNAKE):
+for _op in (_SWIGLU, _GEGLU, _SINGLU, _SNAKE):
     backends.register(_op)

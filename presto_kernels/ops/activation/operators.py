@@ -17,7 +17,7 @@ from torch import Tensor, ops
 
 from presto_kernels.ops.operators import define
 
-ACTS = {"silu": 0, "gelu": 1}
+ACTS = {"silu": 0, "gelu": 1, "sinpi": 2}
 
 
 def _glu_fake(x, act, gate_first):

@@ -3,14 +3,15 @@
 
     glu     y = value * act(gate)                        x [B, N, 2 D] = (value, gate), or (gate, value)
             dvalue = grad * act(gate)                    dgate = grad * value * act'(gate)
-            act(g) = g sigmoid(g)    or    g (1 + erf(g / sqrt 2)) / 2
+            act(g) = g sigmoid(g),    g (1 + erf(g / sqrt 2)) / 2    or    sin(pi g)
     snake   y = x + sin(alpha x)^2 * k                   x [B, C, T], k = 1 / (beta + 1e-9)
             dx = grad * (1 + 2 alpha k sin cos)          sin, cos of alpha x
             dalpha = k sum grad * x * 2 sin cos          dbeta = -k^2 sum grad * sin^2       over B and T
 
-Everything is fp32 and each result is rounded once, to the dtype of what it belongs to.  Sine and cosine are those of
-libdevice, right for any argument.  Sums are added in an order that the shape alone fixes: a program sums CHUNK elements
-of one row, a second kernel the programs' sums of one channel.  There are no atomics.
+Everything is fp32 and each result is rounded once, to the dtype of what it belongs to.  Sine and cosine of snake are
+those of libdevice, of the gate those of triton_common; all are right for any argument.  Sums are added in an order that
+the shape alone fixes: a program sums CHUNK elements of one row, a second kernel the programs' sums of one channel.
+There are no atomics.
 
 Bytes for each element of y, of s bytes: glu 3 s, backward 5 s; snake 2 s, backward 3 s (and 8 bytes for each chunk of
 a row, written and read).
@@ -26,7 +27,7 @@ specialised on a value.  VECTOR says that every row of every tensor begins and e
 import triton
 import triton.language as tl
 
-from presto_kernels.ops.triton_common import kernel, round_to
+from presto_kernels.ops.triton_common import kernel, round_to, sin_cos_pi
 
 
 @triton.jit
@@ -93,8 +94,10 @@ def glu_forward(
     gate = _load(of_row + gate_at, cols, mask, VECTOR)
     if ACT == 0:
         gate *= tl.sigmoid(gate)
-    else:
+    elif ACT == 1:
         gate *= _gelu_cdf(gate)
+    else:
+        gate, _ = sin_cos_pi(gate)
     _store(y + row * D, cols, value * gate, mask, VECTOR)
 
 
@@ -126,11 +129,16 @@ def glu_backward(
     if ACT == 0:
         part = tl.sigmoid(gate)
         slope = part * (1.0 + gate * (1.0 - part))
-    else:
+        gate *= part
+    elif ACT == 1:
         part = _gelu_cdf(gate)
         slope = part + gate * 0.3989422804014327 * tl.exp(-0.5 * gate * gate)
+        gate *= part
+    else:
+        gate, slope = sin_cos_pi(gate)
+        slope *= 3.141592653589793
     to_row = dx + row * 2 * D
-    _store(to_row + value_at, cols, d * (gate * part), mask, VECTOR)
+    _store(to_row + value_at, cols, d * gate, mask, VECTOR)
     _store(to_row + gate_at, cols, d * value * slope, mask, VECTOR)
 
 

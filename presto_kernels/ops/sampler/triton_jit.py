@@ -27,7 +27,7 @@ dtypes, options and which tensors are given, never for a length.
 import triton
 import triton.language as tl
 
-from presto_kernels.ops.triton_common import kernel, round_to
+from presto_kernels.ops.triton_common import kernel, round_to, sin_cos_quarters
 
 MULTIPLY_0, MULTIPLY_1 = tl.constexpr(0xD2511F53), tl.constexpr(0xCD9E8D57)
 WEYL_0, WEYL_1 = tl.constexpr(0x9E3779B9), tl.constexpr(0xBB67AE85)
@@ -39,12 +39,6 @@ L0, L1, L2, L3, L4, L5, L6, L7, L8 = (
         "-0x1.0f4804p-3", "0x1.08767ep-3", "-0x1.3854c2p-4",
     )
 )  # fmt: skip
-S0, S1, S2, S3 = (
-    tl.constexpr(float.fromhex(c)) for c in ("0x1.921fb4p+0", "-0x1.4abb66p-1", "0x1.4648acp-4", "-0x1.2a5536p-8")
-)
-C0, C1, C2, C3 = (
-    tl.constexpr(float.fromhex(c)) for c in ("-0x1.3bd3ccp+0", "0x1.03c1acp-2", "-0x1.55afbap-6", "0x1.d3edecp-11")
-)
 TO_UNIT = tl.constexpr(2.0**-24)
 TO_QUARTER = tl.constexpr(2.0**-22)
 
@@ -221,14 +215,7 @@ def _box_muller(of_radius, of_angle):
     turn = of_angle.to(tl.int32, bitcast=True) >> 8
     quadrant = (turn + 0x200000) >> 22
     z = tl.fma((turn - (quadrant << 22)).to(tl.float32), TO_QUARTER, 0.5 * TO_QUARTER)
-    w = z * z
-    s = z * tl.fma(tl.fma(tl.fma(w, S3, S2), w, S1), w, S0)
-    c = tl.fma(tl.fma(tl.fma(tl.fma(w, C3, C2), w, C1), w, C0), w, 1.0)
-    odd = (quadrant & 1) != 0
-    cosine = tl.where(odd, s, c)
-    sine = tl.where(odd, c, s)
-    cosine = tl.where(((quadrant + 1) & 2) != 0, -cosine, cosine)
-    sine = tl.where((quadrant & 2) != 0, -sine, sine)
+    sine, cosine = sin_cos_quarters(quadrant, z)
     return radius * cosine, radius * sine
 
 

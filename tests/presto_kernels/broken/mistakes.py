@@ -20,6 +20,10 @@ MISTAKES: dict[str, dict[str, tuple[str, str]]] = {
             "splat(-along[k] * stats.reach[k])",
             "splat(0.f)",
         ),
+        "qk_norm_rope: dyt's alpha forgets the slope of tanh": (
+            "alpha.token = fma(inner, raw[i], alpha.token);",
+            "alpha.token = fma(dn[k][i], raw[i], alpha.token);",
+        ),
     },
     "cpu/sampler_kernels.h": {
         "edm_denoise: c_skip forgets sigma_min": (
@@ -33,8 +37,8 @@ MISTAKES: dict[str, dict[str, tuple[str, str]]] = {
     },
     "cpu/noise.h": {
         "renoise: the pair of an angle is exchanged": (
-            "return {radius * cosine, radius * sine};",
-            "return {radius * sine, radius * cosine};",
+            "return {radius * at.cos, radius * at.sin};",
+            "return {radius * at.sin, radius * at.cos};",
         ),
     },
     "cpu/attention_forward.h": {
@@ -55,6 +59,7 @@ MISTAKES: dict[str, dict[str, tuple[str, str]]] = {
             "splat(1.f) + erf(gate * splat(0.707106781f))",
             "splat(1.f) + erf(gate)",
         ),
+        "singlu: the slope of the sine lacks pi": ("splat(sincospi::kPi) * at.cos", "at.cos"),
         "snake: a channel's amplitude is its frequency": ("fma(s * s, factor, v)", "fma(s * s, alpha, v)"),
     },
 }

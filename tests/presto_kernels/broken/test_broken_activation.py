@@ -19,7 +19,7 @@ def broken(broken_operators, monkeypatch):
     )
 
 
-@pytest.mark.parametrize("op, results", [("swiglu", {"dx"}), ("geglu", {"y"}), ("snake", {"y"})])
+@pytest.mark.parametrize("op, results", [("swiglu", {"dx"}), ("geglu", {"y"}), ("singlu", {"dx"}), ("snake", {"y"})])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_each_mistake_is_caught_and_nothing_else_is_blamed(broken, op, results, dtype):
     with presto_kernels.use_backend("cpu"):

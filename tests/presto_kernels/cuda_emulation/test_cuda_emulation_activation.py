@@ -12,11 +12,13 @@ import torch
 from test_cuda_emulation import BF16, CODES, CSRC, F16, F32, HERE, Output, close, strided
 from torch import Tensor
 
+import presto_kernels
+from presto_kernels import _library
 from presto_kernels.ops.activation import reference
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++: the CUDA emulation cannot be built")
 
-ACTS = {"silu": 0, "gelu": 1}
+ACTS = {"silu": 0, "gelu": 1, "sinpi": 2}
 FORWARD, SHUFFLED = 0, 2
 
 
@@ -132,6 +134,16 @@ def test_glu_strides(library, dtype, pad, skew, vectors):
     launches = check_glu(library, 3, 4, 40, dtype, pad=pad, skew=skew)
     if dtype == F32:  # in bf16 both kernels have 5 threads a row
         assert (",10," in launches) == vectors
+
+
+@pytest.mark.skipif(not _library.has_cpu_kernels, reason=f"no CPU kernels: {_library.error}")
+def test_the_gate_s_sine_is_that_of_the_cpu_bit_for_bit(library):
+    x = torch.stack([torch.ones(4096), torch.linspace(-9.0, 9.0, 4096)]).reshape(1, 1, -1)
+    y = Output((1, 1, 4096), F32)
+    assert library.glu_forward(numbers(1, 1, 4096, ACTS["sinpi"], 0), describe(x), y.pointer) == 0
+    library.take_launches()
+    with presto_kernels.use_backend("cpu"):
+        assert torch.equal(presto_kernels.singlu(x), y.take())
 
 
 @pytest.mark.parametrize("dtype", [F32, F16, BF16])

@@ -19,6 +19,9 @@ void map_exp(const float* in, float* out, int64_t n) {
 void map_sigmoid(const float* in, float* out, int64_t n) {
   map(in, out, n, [](Vec x) PRESTO_INLINE { return sigmoid(x); });
 }
+void map_tanh(const float* in, float* out, int64_t n) {
+  map(in, out, n, [](Vec x) PRESTO_INLINE { return tanh(x); });
+}
 void map_erf(const float* in, float* out, int64_t n) {
   map(in, out, n, [](Vec x) PRESTO_INLINE { return erf(x); });
 }
@@ -30,5 +33,11 @@ void map_sin_of_both(const float* in, float* out, int64_t n) {
 }
 void map_cos_of_both(const float* in, float* out, int64_t n) {
   map(in, out, n, [](Vec x) PRESTO_INLINE { return sin_cos(x).cos; });
+}
+void map_sin_pi(const float* in, float* out, int64_t n) {
+  map(in, out, n, [](Vec x) PRESTO_INLINE { return sin_cos_pi(x).sin; });
+}
+void map_cos_pi(const float* in, float* out, int64_t n) {
+  map(in, out, n, [](Vec x) PRESTO_INLINE { return sin_cos_pi(x).cos; });
 }
 }

@@ -47,13 +47,29 @@ def ulps(y: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return (y.double() - right).abs() / (torch.nextafter(size, torch.tensor(math.inf)) - size).double()
 
 
+def sin_pi(x: torch.Tensor) -> torch.Tensor:
+    """Of what x lies beyond the nearest whole number: pi x itself would be rounded."""
+    whole = x.round()
+    return torch.sin(math.pi * (x - whole)) * (1 - 2 * (whole % 2))
+
+
+def cos_pi(x: torch.Tensor) -> torch.Tensor:
+    half = (x - 0.5).round() + 0.5  # where it is 0
+    return torch.sin(math.pi * (half - x)) * (1 - 2 * ((half - 0.5) % 2))
+
+
 FUNCTIONS = {
     "exp": (torch.exp, [(-87.0, 88.7), (-1.0, 1.0)], 1.1),
     "sigmoid": (torch.sigmoid, [(-80.0, 20.0), (-1.0, 1.0)], 2.6),
+    "tanh": (torch.tanh, [(-12.0, 12.0), (-1.0, 1.0), (-1e-3, 1e-3), (-1e-37, 1e-37)], 1.4),
     "erf": (torch.erf, [(-4.2, 4.2), (-1.0, 1.0), (-1e-3, 1e-3)], 1.4),
     **{
         name: (function, [(-1.0, 1.0), (-4.0, 4.0), (-1e3, 1e3), (-131072.0, 131072.0), (-1e9, 1e9)], 1.6)
         for name, function in (("sin", torch.sin), ("sin_of_both", torch.sin), ("cos_of_both", torch.cos))
+    },
+    **{
+        name: (function, [(-1.0, 1.0), (-1e-3, 1e-3), (-1e3, 1e3), (-131072.0, 131072.0), (-3e7, 3e7)], 2.0)
+        for name, function in (("sin_pi", sin_pi), ("cos_pi", cos_pi))
     },
 }
 
@@ -78,11 +94,21 @@ def test_near_the_zeros(library, name, quarter):
     assert ulps(apply(library, name, x), function(x.double())).max() <= 1.6
 
 
+def test_whole_and_half_numbers_of_half_turns(library):
+    x = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, -0.5, -1.0, 4194303.5, 8388607.0, 16777216.0, 3e38, 1e-40])
+    sine = torch.tensor([0.0, 1.0, 0.0, -1.0, 0.0, -1.0, 0.0, -1.0, 0.0, 0.0, 0.0, math.pi * 1e-40])
+    cosine = torch.tensor([1.0, 0.0, -1.0, 0.0, 1.0, 0.0, -1.0, 0.0, -1.0, 1.0, 1.0, 1.0])
+    torch.testing.assert_close(apply(library, "sin_pi", x), sine, rtol=0.0, atol=1e-44)
+    assert torch.equal(apply(library, "cos_pi", x), cosine)
+    unbounded = torch.tensor([math.nan, math.inf, -math.inf])
+    assert apply(library, "sin_pi", unbounded).isnan().all() and apply(library, "cos_pi", unbounded).isnan().all()
+
+
 def test_what_is_not_finite_and_what_is_out_of_range(library):
     x = torch.tensor([math.nan, math.inf, -math.inf, 200.0, -200.0, 88.8, -104.0, 0.0, 3e38, 1e-40])
     for name in ("sin", "sin_of_both", "cos_of_both"):
         function = torch.cos if name == "cos_of_both" else torch.sin
         torch.testing.assert_close(apply(library, name, x), function(x.double()).float(), equal_nan=True)
-    for name in ("exp", "sigmoid", "erf"):
+    for name in ("exp", "sigmoid", "tanh", "erf"):
         right = getattr(torch, name)(x)
         torch.testing.assert_close(apply(library, name, x), right, equal_nan=True, rtol=1e-6, atol=1e-38)

@@ -7,10 +7,9 @@ from hypothesis import strategies as st
 from oobleck_models import TINY, diffusers_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from presto_kernels.oobleck import Chain, channels_last, layers
 from presto_kernels.testing import check, within
 from presto_models.autoencoders import Oobleck, OobleckConfig, oobleck_from_state_dict
-from presto_models.autoencoders import oobleck_layers as layers
-from presto_models.autoencoders.stretches import Chain, channels_last
 
 TILE = 96  # a few positions, so that small signals are computed in many tiles
 

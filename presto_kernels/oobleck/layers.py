@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from presto_kernels import snake
-from presto_models.autoencoders.stretches import Layer, channels_last, clip, outside, pad
+from presto_kernels.oobleck.stretches import Layer, channels_last, clip, outside, pad
+from presto_kernels.ops.activation.api import snake
 
 
 @functools.cache

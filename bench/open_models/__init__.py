@@ -1,0 +1,1 @@
+"""The models people have, at their real sizes, untouched and accelerated."""

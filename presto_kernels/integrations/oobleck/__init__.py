@@ -1,0 +1,1 @@
+"""Oobleck, Stable Audio's autoencoder, as diffusers and stable-audio-tools define it."""
