@@ -26,7 +26,7 @@ _FLUX_BLOCK = {
     "hidden_states", "encoder_hidden_states", "temb", "image_rotary_emb", "joint_attention_kwargs",
 }  # fmt: skip
 
-SWAPS = [
+SWAPS: list[Swap] = [
     Swap(
         _STABLE_AUDIO + "Model",
         roots.FusedRoot,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from presto_kernels.integrations.swapping import Accelerated
 
@@ -11,14 +11,10 @@ from presto_kernels.integrations.swapping import Accelerated
 class Fused(Accelerated):
     """Stands before a module of diffusers."""
 
-    if TYPE_CHECKING:
-
-        def __getattr__(self, name: str) -> Any: ...  # as torch.nn.Module, beside which it always stands
-
     def _pass_on(self, reason: str, *args: Any, **given: Any) -> Any:
         """This call runs as the original, and is counted."""
-        self._presto.pass_on(self, reason)  # type: ignore[arg-type]
-        return super().forward(*args, **given)  # type: ignore[misc]
+        self._presto.pass_on(self, reason)
+        return super().forward(*args, **given)
 
 
 def unknown(given: Mapping[str, Any], known: Collection[str] = ()) -> str | None:

@@ -65,14 +65,14 @@ class FusedRMSNorm(Fused):
     """``RMSNorm`` called by itself: x / sqrt(mean(x^2) + eps) * weight + bias."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        weight = arguments(self)["weight"]  # type: ignore[arg-type]
+        weight = arguments(self)["weight"]
         if weight is not None and weight.dtype != hidden_states.dtype:
             return self._pass_on("weights in another dtype, which the result would have", hidden_states)
         if hidden_states.dim() < 2 or len(getattr(self, "dim", (0,))) != 1:
             return self._pass_on("a norm over more than the last axis, or of a vector", hidden_states)
         rows = hidden_states.reshape(1, -1, hidden_states.shape[-1])
         with self._presto.settings.running():
-            return adaln_modulate(rows, None, None, **arguments(self)).view(hidden_states.shape)  # type: ignore[arg-type]
+            return adaln_modulate(rows, None, None, **arguments(self)).view(hidden_states.shape)
 
 
 class _Modulated(Fused):

@@ -25,7 +25,7 @@ class FusedRoot(Fused):
     _before_prompt = 2  # latents, time
 
     def forward(self, *args: Any, **given: Any) -> Any:
-        run = super().forward  # type: ignore[misc]
+        run = super().forward
         hooks_before = any(block._forward_pre_hooks for block in getattr(self, self._blocks))
         if torch.compiler.is_compiling() or hooks_before:  # a hook may change the text from step to step
             return run(*args, **given)

@@ -52,7 +52,7 @@ class FusedStableAudio3CrossAttention(Fused):
 
         q = self.to_q(hidden_states).unflatten(-1, (-1, self.dim_heads))
         with self._presto.settings.running():
-            if hooked(self):  # type: ignore[arg-type]  # a hook may change what is attended to from step to step
+            if hooked(self):  # a hook may change what is attended to from step to step
                 k, v = computed()
             else:
                 layers = (self.to_kv, self.k_norm)
@@ -141,7 +141,7 @@ class FusedStableAudio3Rotary(Fused):
     """The angles of a length are computed once."""
 
     def forward(self, seq_len: int, device: torch.device) -> Tensor:
-        made = super().forward  # type: ignore[misc]
+        made = super().forward
         if torch.compiler.is_compiling():
             return made(seq_len, device)
         return self._presto.table((id(self), seq_len, device), (self.inv_freq,), lambda: made(seq_len, device))
