@@ -19,6 +19,9 @@ void map_exp(const float* in, float* out, int64_t n) {
 void map_sigmoid(const float* in, float* out, int64_t n) {
   map(in, out, n, [](Vec x) PRESTO_INLINE { return sigmoid(x); });
 }
+void map_tanh(const float* in, float* out, int64_t n) {
+  map(in, out, n, [](Vec x) PRESTO_INLINE { return tanh(x); });
+}
 void map_erf(const float* in, float* out, int64_t n) {
   map(in, out, n, [](Vec x) PRESTO_INLINE { return erf(x); });
 }

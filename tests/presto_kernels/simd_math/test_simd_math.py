@@ -50,6 +50,7 @@ def ulps(y: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 FUNCTIONS = {
     "exp": (torch.exp, [(-87.0, 88.7), (-1.0, 1.0)], 1.1),
     "sigmoid": (torch.sigmoid, [(-80.0, 20.0), (-1.0, 1.0)], 2.6),
+    "tanh": (torch.tanh, [(-12.0, 12.0), (-1.0, 1.0), (-1e-3, 1e-3), (-1e-37, 1e-37)], 1.4),
     "erf": (torch.erf, [(-4.2, 4.2), (-1.0, 1.0), (-1e-3, 1e-3)], 1.4),
     **{
         name: (function, [(-1.0, 1.0), (-4.0, 4.0), (-1e3, 1e3), (-131072.0, 131072.0), (-1e9, 1e9)], 1.6)
@@ -83,6 +84,6 @@ def test_what_is_not_finite_and_what_is_out_of_range(library):
     for name in ("sin", "sin_of_both", "cos_of_both"):
         function = torch.cos if name == "cos_of_both" else torch.sin
         torch.testing.assert_close(apply(library, name, x), function(x.double()).float(), equal_nan=True)
-    for name in ("exp", "sigmoid", "erf"):
+    for name in ("exp", "sigmoid", "tanh", "erf"):
         right = getattr(torch, name)(x)
         torch.testing.assert_close(apply(library, name, x), right, equal_nan=True, rtol=1e-6, atol=1e-38)

@@ -39,10 +39,10 @@ def test_results_in_the_interpreter():
     files = sorted((HERE / "interpreted").glob("test_*.py"))
     assert len(files) >= 5
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done in pool.map(interpret, files):
+        for file, done in zip(files, pool.map(interpret, files), strict=True):
             passed = re.search(r"(\d+) passed", done.stdout)
             assert done.returncode == 0 and passed, done.stdout[-6000:] + done.stderr[-2000:]
-            assert int(passed.group(1)) > 50
+            assert int(passed.group(1)) > (4 if file.stem.endswith("_common") else 50)
 
 
 def specialisation(launch: Launch) -> list[tuple]:
