@@ -4,7 +4,7 @@
 //   function   method                                                       worst error found against float64
 //   exp        x = n ln2 + r, 2^n (1 + r + r^2 P(r))                         1.1 ulp
 //   sigmoid    1 / (1 + exp(-x)), as PyTorch has it                         2.5 ulp (its own: 2.5)
-//   tanh       |x| <= 5/8: x + x^3 P(x^2), else 1 - 2 / (1 + exp(2|x|))   1.4 ulp
+//   tanh       |x| <= 5/8: x + x^3 P(x^2), else 1 - 2 / (1 + exp(2|x|))     1.4 ulp
 //   erf        |x| <= 0.93: x + x P(x^2), else 1 - exp(-x Q(x))             1.3 ulp
 //   sin, cos   x = n pi/2 + r, a polynomial of r^2 for each                 1.6 ulp
 //
@@ -88,7 +88,8 @@ inline PRESTO_INLINE Vec polynomial(Vec x, const float (&c)[kTerms]) {
   return sum;
 }
 
-// ---- exp, sigmoid, tanh, erf -------------------------------------------------------------------------------------------
+// ---- exp, sigmoid, tanh, erf
+// -------------------------------------------------------------------------------------------
 inline PRESTO_INLINE Vec exp(Vec x) {
   static constexpr float kTail[] = {0.499999934124f, 0.166665201083f, 0.0416683942528f, 0.00836878037457f,
                                     0.00138144646072f};  // |r| <= ln2 / 2, 2^-28
