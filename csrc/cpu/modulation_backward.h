@@ -96,11 +96,11 @@ void backward_row(const SeamBackward& a, int64_t b, int64_t n, const Wanted& wan
     const T *x = row<T>(a.x, b, n), *grad_h = row<T>(a.grad_h, b, n);
     const float* factor = modulation.factor();
     float* dalpha = columns.row(kAlpha);
-    const Pair alpha = splat_pair(scalar(a.alpha)), one = splat_pair(1.f);
-    rstd = one;
+    const Pair alpha = splat_pair(scalar(a.alpha));
+    rstd = splat_pair(1.f);
     sweep_pairs(d, [&](int64_t i, int, auto w) PRESTO_INLINE {
-      const Pair g = load_pair(grad_h + i, w, order), v = load_pair(x + i, w, order), y = tanh(alpha * v);
-      const Pair inner = g * load_pair(factor + i) * (one - y * y);
+      const Pair g = load_pair(grad_h + i, w, order), v = load_pair(x + i, w, order);
+      const Pair y = tanh(alpha * v), inner = g * load_pair(factor + i) * tanh_slope(alpha * v);
       keep_pair(ys + i, y);
       keep_pair(dys + i, alpha * inner);
       if (wanted.alpha_columns) keep_pair(dalpha + i, fma(inner, v, load_pair(dalpha + i)));
@@ -270,10 +270,11 @@ inline void backward_columns(const SeamBackward& a, float* alpha_line, int64_t f
 
 // dalpha, of its columns' sums, in their order.
 inline void backward_alpha(const SeamBackward& a, const float* alpha_line) {
-  Sum total;
-  sweep(a.dim, [&](int64_t i, int j, auto w) PRESTO_INLINE { total.add(j, load(alpha_line + i, w)); });
-  with_type(a.alpha.dtype,
-            [&](auto type) { store(static_cast<decltype(type)*>(a.dalpha), splat(total.total()), First{1}); });
+  double total = 0.;
+  for (int64_t i = 0; i < a.dim; ++i) total += static_cast<double>(alpha_line[i]);
+  with_type(a.alpha.dtype, [&](auto type) {
+    store(static_cast<decltype(type)*>(a.dalpha), splat(static_cast<float>(total)), First{1});
+  });
 }
 
 }  // namespace presto::cpu::PRESTO_ISA

@@ -28,6 +28,7 @@ inline bool any_per_token(const SeamInputs& in) {
 }
 
 inline Pair tanh(Pair x) { return {tanh(x.a), tanh(x.b)}; }
+inline Pair tanh_slope(Pair x) { return {tanh_slope(x.a), tanh_slope(x.b)}; }
 
 // alpha as fp32.
 inline float scalar(const Rows& of) {

@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kRowsThreads<X, Branch, kExtra>, 1)
 #pragma unroll
       for (int e = 0; e < E; ++e) {
         const float y = tanhf(alpha * value[e]);
-        const float inner = grad[e] * product[e] * fmaf(-y, y, 1.f);
+        const float inner = grad[e] * product[e] * tanh_slope(alpha * value[e]);
         sum_h[e] += grad[e];
         sum_hy[e] = fmaf(grad[e], y, sum_hy[e]);
         sum_alpha[e] = fmaf(inner, value[e], sum_alpha[e]);
@@ -347,7 +347,7 @@ __global__ void __launch_bounds__(kColumnThreads)
       for (int e = 0; e < E; ++e) {
         const float x = y[e];
         y[e] = tanhf(alpha * x);
-        const float inner = grad[e] * (weight[e] * (1.f + scale[e])) * fmaf(-y[e], y[e], 1.f);
+        const float inner = grad[e] * (weight[e] * (1.f + scale[e])) * tanh_slope(alpha * x);
         if constexpr (kExtra) value[kAlpha][e] = inner * x;
         dx[e] = fmaf(alpha, inner, dx[e]);
       }

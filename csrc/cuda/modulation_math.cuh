@@ -77,6 +77,12 @@ __device__ inline void load_gate_any(const SeamShape& shape, const Modulation& m
   if (m.data) apply_gate_fn(shape.gate_fn, value);
 }
 
+// 1 - tanh(x)^2 without its cancellation where tanh is near 1: q (2 - q), q = 1 - tanh|x|.
+__device__ inline float tanh_slope(float x) {
+  const float q = 2.f / (1.f + expf(2.f * fabsf(x)));
+  return q * (2.f - q);
+}
+
 // alpha of norm dyt.
 __device__ inline float load_alpha(const SeamInputs& in) {
   float alpha[1];

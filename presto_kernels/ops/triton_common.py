@@ -46,6 +46,14 @@ def tanh(x):
     return tl.where(size <= 0.625, near, far)
 
 
+@triton.jit
+def tanh_slope(x):
+    """1 - tanh(x)^2 without its cancellation where tanh is near 1: q (2 - q), q = 1 - tanh|x|."""
+    size = tl.abs(x)
+    q = 2.0 / (1.0 + tl.exp(size + size))
+    return q * (2.0 - q)
+
+
 @dataclass(frozen=True)
 class Launch:
     """A kernel with all that it is launched with; :mod:`presto_kernels.testing.aot` compiles from the same object."""

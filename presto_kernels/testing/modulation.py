@@ -174,12 +174,12 @@ def _gradients(
 def _sum_size(
     case: Case, wide: dict[str, Tensor | None], stored: Tensor | None, upstream: tuple[Tensor, ...]
 ) -> Tensor:
-    """The norm of the terms that dalpha is the sum of: what its rounding error goes by, however far they cancel."""
+    """The norm of the terms that dalpha is the sum of: what its rounding error goes by, however far they cancel.  A
+    term is the gradient of alpha x', through x', times x' / alpha."""
     x, alpha = wide["x"], wide["alpha"]
     assert x is not None and alpha is not None
-    alpha = alpha.detach().expand(x.shape).clone().requires_grad_()
-    h = oracle(case, wide | {"alpha": alpha}, stored)[-1]
-    return torch.autograd.grad(h, alpha, upstream[-1].double())[0].norm()
+    (through,) = torch.autograd.grad(oracle(case, wide, stored)[-1], x, upstream[-1].double())
+    return (through * (x if stored is None else stored) / alpha).detach().norm()
 
 
 def run(case: Case, inputs: dict[str, Tensor | None]) -> tuple[Tensor, ...]:

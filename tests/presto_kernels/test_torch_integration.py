@@ -52,7 +52,7 @@ def test_opcheck_without_branch_or_norm():
 
 def two_seams(x, branch, modulation):
     gate, scale, shift = modulation.chunk(3, dim=-1)
-    x, h = presto_kernels.gated_residual_adaln(x, branch, gate, scale, shift, residual2=shift)
+    x, h = presto_kernels.gated_residual_adaln(x, branch, gate, scale, shift, residual2=x[:1] * 0.5)
     h = presto_kernels.adaln_modulate(h * 2, scale, None, norm="rms")
     x, h = presto_kernels.gated_residual_adaln(x, h, None, None, scale, norm="dyt", alpha=gate[0, :1], residual2=branch)
     return presto_kernels.gated_residual(x, h, gate, gate_fn="sigmoid_one_minus")

@@ -57,7 +57,11 @@ def modulate(
 ) -> Tensor:
     """(norm(x) * weight + bias) * (1 + scale) + shift, in x's dtype.  ``alpha`` comes with ``norm="dyt"``."""
     dtype = _compute_dtype(x, scale, shift, weight, bias, alpha)
-    h = normalise(x.to(dtype), norm, eps) if alpha is None else torch.tanh(alpha.to(dtype) * x.to(dtype))
+    if alpha is None:
+        h = normalise(x.to(dtype), norm, eps)
+    else:
+        # By way of [D] its gradient is summed in two steps, the same on every number of threads.
+        h = torch.tanh(alpha.to(dtype).expand(x.shape[-1]) * x.to(dtype))
     if weight is not None:
         h = h * _over_tokens(weight, dtype)
     if bias is not None:

@@ -40,7 +40,7 @@ nothing is specialised on a value, and what code generation may know of alignmen
 import triton
 import triton.language as tl
 
-from presto_kernels.ops.triton_common import kernel, round_to, tanh
+from presto_kernels.ops.triton_common import kernel, round_to, tanh, tanh_slope
 
 
 @triton.jit
@@ -272,7 +272,7 @@ def seam_backward_rows(
             if weight is not None:
                 dh *= w
             if NORM == 3:
-                inner = dh * (1.0 - y * y)
+                inner = dh * tanh_slope(value * a)
                 alpha_sum = _collect(alpha_sum, inner * value, dalpha, row, cols, mask, D, False, VECTOR)
                 d += a * inner
             else:

@@ -18,7 +18,7 @@ MISTAKES: dict[str, dict[str, tuple[str, str]]] = {
     },
     "cpu/modulation_backward.h": {
         "gated_residual: the gradient of the branch forgets the gate": ("v * load_pair(gate + i)", "v"),
-        "adaln_modulate, dyt: the slope of tanh is 1 - tanh": ("(one - y * y)", "(one - y)"),
+        "adaln_modulate, dyt: the slope of tanh is tanh": ("* tanh_slope(alpha * v)", "* y"),
         "gated_residual: the gradient of residual2 is that of the last row": (
             "load_pair(dresidual2 + i) + load_pair(dxs + i)",
             "load_pair(dxs + i)",

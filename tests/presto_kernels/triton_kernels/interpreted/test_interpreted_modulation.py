@@ -245,7 +245,7 @@ BROKEN = {
     ),
     "dyt: the slope of tanh forgotten": (
         "seam_backward_rows",
-        "inner = dh * (1.0 - y * y)",
+        "inner = dh * tanh_slope(value * a)",
         "inner = dh",
         Case("adaln_modulate", tokens=5, norm="dyt"),
     ),
