@@ -1,4 +1,6 @@
-"""Stable Audio Open from diffusers, accelerated: `python examples/diffusers_pipeline.py --model stabilityai/stable-audio-open-1.0`.
+"""Stable Audio Open from diffusers, accelerated.
+
+    python examples/diffusers_pipeline.py --model stabilityai/stable-audio-open-1.0
 
 Without --model the pipeline is a small one of random weights: noise, but everything runs, without a download.
 """
@@ -47,9 +49,7 @@ def main(options: Options) -> None:
     with presto_kernels.prompt_cache(pipeline.transformer):
         faster, after = generate(pipeline, options)
 
-    print(
-        f"{before:.2f} s untouched, {after:.2f} s accelerated; they differ by {(audio - faster).abs().max():.1e} at most"
-    )
+    print(f"{before:.2f} s untouched, {after:.2f} s accelerated; at most {(audio - faster).abs().max():.1e} apart")
     soundfile.write(options.out, faster.T.numpy(), pipeline.vae.config.sampling_rate)
     print(options.out)
 
@@ -71,7 +71,7 @@ def small_pipeline() -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-    words = {word: index for index, word in enumerate("<pad> <unk> a slow church organ".split())}
+    words = {word: index for index, word in enumerate(["<pad>", "<unk>", "a", "slow", "church", "organ"])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     torch.manual_seed(0)

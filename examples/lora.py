@@ -1,7 +1,9 @@
-"""LoRA fine-tuning of Stable Audio Open's DiT through the fused backward: `python examples/lora.py --model stabilityai/stable-audio-open-1.0`.
+"""LoRA fine-tuning of Stable Audio Open's DiT through the fused backward.
 
-The adapters are peft's, the weights stay as they are, and every step runs forward and backward on the fused ops. Without
---model the DiT is small and random, and without --latents so is what it learns.
+    python examples/lora.py --model stabilityai/stable-audio-open-1.0 --latents latents.safetensors
+
+The adapters are peft's, the weights stay as they are, and every step runs forward and backward on the fused ops.
+Without --model the DiT is small and random, and without --latents so is what it learns.
 """
 
 from __future__ import annotations
@@ -76,7 +78,8 @@ def dit(name: str | None) -> Any:
         return StableAudioDiTModel.from_pretrained(name, subfolder="transformer")
     return StableAudioDiTModel(
         in_channels=8, out_channels=8, num_layers=4, attention_head_dim=32, num_attention_heads=4,
-        num_key_value_attention_heads=2, cross_attention_dim=64, cross_attention_input_dim=32, global_states_input_dim=64,
+        num_key_value_attention_heads=2, cross_attention_dim=64, cross_attention_input_dim=32,
+        global_states_input_dim=64,
     )  # fmt: skip
 
 
