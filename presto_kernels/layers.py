@@ -10,6 +10,8 @@ libraries round after every step.  All are differentiable, and ``torch.compile``
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +26,7 @@ def _normalized(x: Tensor, weight: Tensor | None, bias: Tensor | None, norm: str
     return adaln_modulate(rows, None, None, weight=weight, bias=bias, norm=norm, eps=eps).view(x.shape)
 
 
-def _modulated(norm: nn.Module, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+def _modulated(norm: Any, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """``norm(x) * (1 + scale) + shift`` for diffusers' norms; scale and shift are [B, D]."""
     kind = "layer" if isinstance(norm, nn.LayerNorm) else "rms"
     return adaln_modulate(x, scale, shift, weight=norm.weight, bias=norm.bias, norm=kind, eps=norm.eps)
