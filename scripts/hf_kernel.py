@@ -28,10 +28,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = "presto_kernels"
 LEFT_OUT = ("testing", "env_report.py", "_ops.py")  # _ops.py says the namespace: every build writes its own
 
-# As setup.py has them.  Here they stand in the sources: a build.toml has no flags for a processor alone.
-_AVX2 = ("avx2", "fma", "f16c")
-_AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512vl", "avx512dq")
-TARGETS = {"avx2": _AVX2, "avx512": _AVX512, "avx512bf16": (*_AVX512, "avx512bf16")}
+INSTRUCTION_SETS = ("avx2", "avx512", "avx512bf16")
 
 OPS = '''import torch
 {load}
@@ -66,24 +63,13 @@ def copy_package(target: Path) -> None:
         (target / path).write_text(relative_imports(text, len(path.parts) - 1) if file.suffix == ".py" else text)
 
 
-def for_instruction_set(source: str, isa: str) -> str:
-    """A *_isa.cpp compiled for ``isa`` whatever the flags, and nothing on another processor."""
-    features = TARGETS[isa]
-    # g++ 12 tells the compiler of the target, but not the preprocessor.
-    macros = [f"#ifndef __{name.upper()}__\n#define __{name.upper()}__ 1\n#endif" for name in features]
-    head = ["#if defined(__x86_64__)", f'#pragma GCC target("{",".join(features)}")', *macros]
-    # g++ compiles implicit constructors for no target and says so: they are inlined into code that has one.
-    head += ['#pragma GCC diagnostic ignored "-Wpsabi"', f"#define PRESTO_ISA {isa}"]
-    return "\n".join([*head, source, "#endif\n"])
-
-
 def copy_sources(target: Path) -> None:
-    """csrc/, with one file per instruction set in place of each *_isa.cpp."""
+    """csrc/, with a copy of each *_isa.cpp per instruction set: CMake gives a file one set of flags."""
     shutil.copytree(ROOT / "csrc", target, ignore=shutil.ignore_patterns("*_isa.cpp"))
-    for file in sorted((ROOT / "csrc").rglob("*_isa.cpp")):
-        for isa in TARGETS:
-            path = target / file.relative_to(ROOT / "csrc").with_name(f"{file.stem}_{isa}.cpp")
-            path.write_text(for_instruction_set(file.read_text(), isa))
+    for isa in INSTRUCTION_SETS:
+        (target / "cpu" / isa).mkdir()
+        for file in (ROOT / "csrc/cpu").glob("*_isa.cpp"):
+            shutil.copy(file, target / "cpu" / isa)
 
 
 def expand(build_toml: str, folder: Path) -> str:
@@ -145,28 +131,28 @@ def compile_library(project: Path, config: dict[str, Any], library: Path) -> Non
     import torch
 
     include = Path(torch.__file__).parent / "include"
-    kernel = config["kernel"]["presto_cpu"]
     major, minor = config["torch"]["stable-abi"]["cpu"].split(".")
-    target = int(major) << 56 | int(minor) << 48
-    flags = [os.environ.get("PRESTO_OPTIMIZE", "-O3"), "-fPIC", *kernel["cxx-flags"]]
-    flags += [
-        "-DCPU_KERNEL",
-        f"-DTORCH_EXTENSION_NAME={library.name.split('.')[0]}",
-        f"-DTORCH_TARGET_VERSION={target:#x}",
-    ]
-    flags += [*(f"-I{project / path}" for path in kernel["include"]), f"-isystem{include}"]
-    flags += [f"-isystem{include / 'torch/csrc/api/include'}"]
+    common = [os.environ.get("PRESTO_OPTIMIZE", "-O3"), "-fPIC", "-DCPU_KERNEL"]
+    common.append(f"-DTORCH_EXTENSION_NAME={library.name.split('.')[0]}")
+    common.append(f"-DTORCH_TARGET_VERSION={int(major) << 56 | int(minor) << 48:#x}")
+    common += [f"-isystem{include}", f"-isystem{include / 'torch/csrc/api/include'}"]
     compiler = os.environ.get("CXX", "g++").split()
+    jobs = []
+    for kernel in config["kernel"].values():
+        if kernel["backend"] == "cpu":
+            flags = [*common, *kernel["cxx-flags"], *(f"-I{project / path}" for path in kernel["include"])]
+            jobs += [(project / name, flags) for name in kernel["src"] if name.endswith(".cpp")]
 
-    def compile_one(source: str) -> str:
-        out = str(project / source) + ".o"
-        done = subprocess.run([*compiler, *flags, "-c", project / source, "-o", out], capture_output=True, text=True)
+    def compile_one(job: tuple[Path, list[str]]) -> str:
+        source, flags = job
+        out = f"{source}.o"
+        done = subprocess.run([*compiler, *flags, "-c", source, "-o", out], capture_output=True, text=True)
         if done.returncode:
-            raise SystemExit(f"{source} does not compile:\n{done.stderr}")
+            raise SystemExit(f"{source.relative_to(project)} does not compile:\n{done.stderr}")
         return out
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compile_one, (name for name in kernel["src"] if name.endswith(".cpp"))))
+        objects = list(pool.map(compile_one, jobs))
     link = ["-shared", f"-L{include.parent / 'lib'}", "-Wl,--no-as-needed", "-ltorch_cpu", "-o", library]
     subprocess.run([*compiler, *objects, *link], check=True)
 

@@ -1,16 +1,11 @@
-"""The package as a kernel of Hugging Face's Hub: what kernel-builder is given, what ``kernels`` loads, the layers."""
+"""What ``kernels`` loads, and each layer in place of the plain one."""
 
-import ast
 import copy
-import importlib.util
 import inspect
-import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -20,156 +15,12 @@ from torch import nn
 import presto_kernels
 from presto_kernels import _library, layers
 
+kernels = pytest.importorskip("kernels", reason="Hugging Face's `kernels` is not installed: pip install kernels")
+
 ROOT = Path(presto_kernels.__file__).parents[1]
-
-_spec = importlib.util.spec_from_file_location("hf_kernel", ROOT / "scripts/hf_kernel.py")
-assert _spec is not None and _spec.loader is not None
-hf_kernel = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(hf_kernel)
-
 LAYERS = [
     name for name, value in vars(layers).items() if inspect.isclass(value) and value.__module__ == layers.__name__
 ]
-
-
-def kernels():
-    return pytest.importorskip("kernels", reason="Hugging Face's `kernels` is not installed: pip install kernels")
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("project")
-    hf_kernel.write_project(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory):
-    """Python and Triton alone."""
-    folder = tmp_path_factory.mktemp("repository")
-    hf_kernel.write_build(folder, unique="test")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def compiled_repository(tmp_path_factory):
-    """With the CPU kernels, in a namespace of their own."""
-    kernels()
-    if not _library.has_cpu_kernels:
-        pytest.skip(f"no CPU kernels: {_library.error}")
-    if not shutil.which("g++"):
-        pytest.skip("no g++")
-    folder = tmp_path_factory.mktemp("compiled")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PRESTO_OPTIMIZE", "-O1")
-        hf_kernel.write_build(folder, compiled=True, unique="test")
-    return folder
-
-
-# The project.
-
-
-def test_the_build_file_names_every_source_once_and_nothing_else(project):
-    config = tomllib.loads((project / "build.toml").read_text())
-    assert config["general"]["name"].replace("-", "_") == "presto_kernels"
-    assert {"name", "version", "edition", "license", "backends"} <= set(config["general"])
-    found = {str(f.relative_to(project)) for f in (project / "csrc").rglob("*") if f.is_file()}
-    for name, expected in (
-        ("presto_cpu", {f for f in found if "csrc/cuda/" not in f}),
-        ("presto_cuda", found),
-    ):
-        sources = config["kernel"][name]["src"]
-        assert len(sources) == len(set(sources))
-        assert set(sources) == expected, name
-    assert all((project / file).exists() for file in config["torch"]["src"])
-    # What is compiled: each source of csrc/, those for an instruction set once for each set.
-    ours = {f.name for f in (ROOT / "csrc").rglob("*.cpp") if not f.stem.endswith("_isa")}
-    ours |= {f"{f.stem}_{isa}.cpp" for f in (ROOT / "csrc/cpu").glob("*_isa.cpp") for isa in hf_kernel.TARGETS}
-    assert {Path(f).name for f in config["kernel"]["presto_cpu"]["src"] if f.endswith(".cpp")} == ours
-
-
-def test_kernel_builders_own_reader_takes_the_build_file(project):
-    kernels()
-    from kernels._rust import Build
-
-    assert [str(backend) for backend in Build.open(project).general.backends] == ["cpu", "cuda"]
-
-
-def test_a_pattern_that_finds_nothing_is_an_error(tmp_path):
-    with pytest.raises(SystemExit, match=r"csrc/\*\.cpp"):
-        hf_kernel.expand('src = ["csrc/*.cpp"]', tmp_path)
-
-
-def test_the_instruction_sets_are_those_of_setup_py():
-    tree = ast.parse((ROOT / "setup.py").read_text())
-    names = ("_AVX2", "_AVX512", "ISA_FLAGS")
-    wanted = [node for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in names]
-    found = {"X86": True}
-    exec(compile(ast.Module(wanted, []), "setup.py", "exec"), found)
-    assert {isa: tuple(f"-m{f}" for f in features) for isa, features in hf_kernel.TARGETS.items()} == {
-        isa: tuple(flags) for isa, flags in found["ISA_FLAGS"].items()
-    }
-
-
-# The Python of a kernel, by the rules of the Hub.
-
-
-def test_python_imports_itself_relatively_and_otherwise_only_what_is_allowed(repository):
-    allowed = sys.stdlib_module_names | {"torch", "triton"}  # triton: comes with torch for GPUs, as in their examples
-    for file in (repository / "build/torch-cpu").rglob("*.py"):
-        tree = ast.parse(file.read_text(), feature_version=(3, 9))  # also: the syntax is old enough
-        for node in ast.walk(tree):
-            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom) and node.level == 0:
-                modules.append(node.module or "")
-            assert {module.split(".")[0] for module in modules} <= allowed, (file, modules)
-
-
-def test_nothing_but_the_ops_module_says_the_namespace(repository):
-    for file in (repository / "build/torch-cpu").rglob("*.py"):
-        tree = ast.parse(file.read_text())
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-                node.value = ast.Constant(None)  # a docstring may
-        code = ast.unparse(tree)
-        assert "presto_kernels::" not in code and "ops.presto_kernels" not in code, file
-
-
-def test_relative_imports_are_as_deep_as_the_module():
-    text = "from presto_kernels import a\n    from presto_kernels.ops.b import c\nfrom presto_kernels_x import d\n"
-    assert hf_kernel.relative_imports(text, 0) == (
-        "from . import a\n    from .ops.b import c\nfrom presto_kernels_x import d\n"
-    )
-    assert hf_kernel.relative_imports(text, 2).startswith("from ... import a\n    from ...ops.b import c\n")
-
-
-@pytest.mark.parametrize("backend", ["cpu", "cuda"])
-def test_metadata_is_read_and_its_digest_is_right(repository, backend):
-    kernels()
-    from kernels._rust import Digest, DigestAlgorithm, Metadata
-
-    folder = repository / f"build/torch-{backend}"
-    metadata = Metadata.read_from_file(folder / "metadata.json")
-    assert metadata.id == f"_presto_kernels_{backend}_test_python" and metadata.id.isidentifier()
-    assert metadata.name.python_name == "presto_kernels"
-    assert json.loads((folder / "metadata.json").read_text())["backend"] == {"type": backend}
-    metadata.digest.validate(Digest.hash_variant(DigestAlgorithm.SHA256, folder))
-    (folder / "extra.py").write_text("")
-    with pytest.raises(Exception, match=r"extra\.py"):
-        metadata.digest.validate(Digest.hash_variant(DigestAlgorithm.SHA256, folder))
-    (folder / "extra.py").unlink()
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_a_layer_has_a_forward_and_its_two_flags_alone(name):
-    layer = getattr(layers, name)
-    assert issubclass(layer, nn.Module) and layer.__init__ is nn.Module.__init__
-    own = {member for member in vars(layer) if not member.startswith("__")}
-    assert own == {"forward", "has_backward", "can_torch_compile"}
-    assert layer.has_backward is True and layer.can_torch_compile is True
-
-
-# The layers in a model.
 
 
 class PlainGamma(nn.Module):
@@ -273,18 +124,17 @@ CASES = [
 
 def marked(module, layer_name):
     """The module with its class marked for ``kernelize``; a subclass, so that nobody else's is."""
-    use = kernels().use_kernel_forward_from_hub(layer_name)
+    use = kernels.use_kernel_forward_from_hub(layer_name)
     module.__class__ = use(type(type(module).__name__, (type(module),), {}))
     return module
 
 
 def kernelized(module, repository, layer_name, mode=None):
-    kernels_ = kernels()
-    mode = mode or kernels_.Mode.TRAINING
+    mode = mode or kernels.Mode.TRAINING
     model = nn.Sequential(marked(copy.deepcopy(module), layer_name))
-    where = {layer_name: {"cpu": kernels_.LocalLayerRepository(repository, layer_name=layer_name)}}
-    with kernels_.use_kernel_mapping(where, inherit_mapping=False):
-        kernels_.kernelize(model, mode=mode, device="cpu", use_fallback=False)
+    where = {layer_name: {"cpu": kernels.LocalLayerRepository(repository, layer_name=layer_name)}}
+    with kernels.use_kernel_mapping(where, inherit_mapping=False):
+        kernels.kernelize(model, mode=mode, device="cpu", use_fallback=False)
     assert model[0].forward.__func__.__module__.startswith("_presto_kernels_cpu_test")
     return model[0]
 
@@ -326,27 +176,23 @@ def test_a_kernelized_layer_computes_what_the_plain_one_does(repository, name):
 
 
 def test_a_model_of_several_layers_trains_alike_and_goes_back(repository):
-    kernels_ = kernels()
     from diffusers.models import activations, normalization
 
-    norm = kernels_.use_kernel_forward_from_hub("RMSNorm")(type("RMSNorm", (normalization.RMSNorm,), {}))
-    glu = kernels_.use_kernel_forward_from_hub("SwiGLU")(type("SwiGLU", (activations.SwiGLU,), {}))
+    norm = kernels.use_kernel_forward_from_hub("RMSNorm")(type("RMSNorm", (normalization.RMSNorm,), {}))
+    glu = kernels.use_kernel_forward_from_hub("SwiGLU")(type("SwiGLU", (activations.SwiGLU,), {}))
     model = perturbed(nn.Sequential(nn.Linear(D, D), norm(D, 1e-6), glu(D, D), norm(D, 1e-6), nn.Linear(D, 3)))
     plain = copy.deepcopy(model)
-    names = {
-        name: {"cpu": kernels_.LocalLayerRepository(repository, layer_name=name)} for name in ("RMSNorm", "SwiGLU")
-    }
-    with kernels_.use_kernel_mapping(names, inherit_mapping=False):
-        kernels_.kernelize(model, mode=kernels_.Mode.TRAINING, device="cpu", use_fallback=False)
+    names = {name: {"cpu": kernels.LocalLayerRepository(repository, layer_name=name)} for name in ("RMSNorm", "SwiGLU")}
+    with kernels.use_kernel_mapping(names, inherit_mapping=False):
+        kernels.kernelize(model, mode=kernels.Mode.TRAINING, device="cpu", use_fallback=False)
     assert model.state_dict().keys() == plain.state_dict().keys()
     torch.testing.assert_close(outcome(model, [(2, 5, D)]), outcome(plain, [(2, 5, D)]), rtol=2e-4, atol=2e-5)
-    with kernels_.use_kernel_mapping({name: {} for name in names}, inherit_mapping=False):
-        kernels_.kernelize(model, mode=kernels_.Mode.TRAINING, device="cpu")
+    with kernels.use_kernel_mapping({name: {} for name in names}, inherit_mapping=False):
+        kernels.kernelize(model, mode=kernels.Mode.TRAINING, device="cpu")
     assert model[1].forward.__func__ is normalization.RMSNorm.forward
 
 
 def test_rms_norm_has_the_weights_dtype_as_in_diffusers(repository):
-    kernels()
     module, _ = case("RMSNorm")
     for weights, inputs in ((torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)):
         plain = perturbed(module).to(weights)
@@ -357,15 +203,14 @@ def test_rms_norm_has_the_weights_dtype_as_in_diffusers(repository):
 
 @pytest.mark.parametrize("name", ["RMSNorm", "LayerNorm", "SwiGLU", "Snake1d"])
 def test_a_kernelized_layer_compiles_without_a_graph_break(repository, name):
-    kernels_ = kernels()
     module, shapes = case(name)
-    fused = kernelized(perturbed(module), repository, name, kernels_.Mode.TRAINING | kernels_.Mode.TORCH_COMPILE)
+    fused = kernelized(perturbed(module), repository, name, kernels.Mode.TRAINING | kernels.Mode.TORCH_COMPILE)
     compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(outcome(compiled, shapes), outcome(module, shapes), rtol=2e-4, atol=2e-5)
 
 
 def test_a_kernel_stands_beside_the_installed_package(repository):
-    loaded = kernels().get_local_kernel(repository)
+    loaded = kernels.get_local_kernel(repository)
     assert loaded is not presto_kernels and loaded.__all__ == presto_kernels.__all__
     assert loaded.available_backends()["swiglu"][-1] == "reference"
     assert "cpu" not in loaded.available_backends()["swiglu"]  # there is no library in it
@@ -383,7 +228,7 @@ def test_the_compiled_kernels_of_a_build_compute_what_the_plain_layers_do(compil
 
 @pytest.mark.slow
 def test_a_compiled_build_is_preferred_and_has_a_namespace_of_its_own(compiled_repository):
-    loaded = kernels().get_local_kernel(compiled_repository)
+    loaded = kernels.get_local_kernel(compiled_repository)
     assert loaded.__name__ == "_presto_kernels_cpu_test"
     variant = Path(loaded.__file__).parent.name
     assert re.fullmatch(r"torch-stable-abi211-cpu-\w+-linux", variant) and os.uname().machine in variant
@@ -397,17 +242,9 @@ def test_a_compiled_build_is_preferred_and_has_a_namespace_of_its_own(compiled_r
 
 
 def test_the_example_of_the_page_runs(repository, tmp_path, monkeypatch):
-    kernels()
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/hf-kernels.md").read_text(), re.DOTALL)
     (tmp_path / "build").mkdir()
     (tmp_path / "build/hf").symlink_to(repository)
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert all(f"layer `{name}`" in done.stderr for name in ("SiluAndMul", "TorchRMSNorm"))
-
-
-def test_the_page_lists_every_layer():
-    table = (ROOT / "docs/hf-kernels.md").read_text().split("## The layers")[1].split("##")[0]
-    assert set(
-        re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in table.splitlines() if "|" in line))
-    ) == set(LAYERS)
