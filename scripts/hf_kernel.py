@@ -19,6 +19,7 @@ import re
 import secrets
 import shutil
 import subprocess
+import sys
 import tomllib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -129,6 +130,8 @@ def finish_variant(folder: Path, config: dict[str, Any], backend: str, build_id:
 def compile_library(project: Path, config: dict[str, Any], library: Path) -> None:
     """The CPU kernels of a project, with the flags its build.toml has, as kernel-builder would compile them."""
     import torch
+    from rich.console import Console
+    from rich.progress import track
 
     include = Path(torch.__file__).parent / "include"
     major, minor = config["torch"]["stable-abi"]["cpu"].split(".")
@@ -151,8 +154,10 @@ def compile_library(project: Path, config: dict[str, Any], library: Path) -> Non
             raise SystemExit(f"{source.relative_to(project)} does not compile:\n{done.stderr}")
         return out
 
+    console, quiet = Console(stderr=True), not sys.stderr.isatty()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(compile_one, jobs))
+        done = pool.map(compile_one, jobs)
+        objects = list(track(done, "compiling", len(jobs), console=console, transient=True, disable=quiet))
     link = ["-shared", f"-L{include.parent / 'lib'}", "-Wl,--no-as-needed", "-ltorch_cpu", "-o", library]
     subprocess.run([*compiler, *objects, *link], check=True)
 
