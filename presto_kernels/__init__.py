@@ -4,6 +4,7 @@ Works with PyTorch alone; the compiled library (CPU, CUDA) and Triton are used w
 ``python -m presto_kernels.env_report`` says what is.
 """
 
+from presto_kernels import layers
 from presto_kernels.backends import Choice, available_backends, explain, use_backend
 from presto_kernels.integrations.cuda_graph import capture
 from presto_kernels.integrations.prompt import prompt_cache
@@ -30,6 +31,7 @@ __all__ = [
     "gated_residual",
     "gated_residual_adaln",
     "geglu",
+    "layers",
     "qk_norm_rope",
     "prompt_cache",
     "qk_norm_rope_attention",

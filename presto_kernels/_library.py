@@ -9,11 +9,15 @@ from pathlib import Path
 
 import torch
 
+from presto_kernels._ops import ops
+
 _CUDA_CODE, _CUDA_TORCH = 1, 2
 INSTRUCTION_SETS = ("none", "avx2", "avx512", "avx512bf16")
 
 
 def _load() -> str | None:
+    if hasattr(ops, "build_info"):
+        return None  # a library that kernel-builder made is part of _ops
     found = sorted(Path(__file__).parent.glob("_C*.so"))
     if not found:
         return "it was not built: no C++ compiler at install time, or a source checkout where nothing was built"
@@ -28,7 +32,7 @@ error: str | None = _load()
 loaded: bool = error is None
 
 # Read once: an operator that returns an int would become a symbolic number inside torch.compile.
-_build_info: int = int(torch.ops.presto_kernels.build_info()) if loaded else 0
+_build_info: int = int(ops.build_info()) if loaded else 0
 
 instruction_set: str = INSTRUCTION_SETS[_build_info >> 2]
 """Vector instructions the CPU kernels run on here: "avx512bf16", "avx512", "avx2", or "none"."""
@@ -51,4 +55,4 @@ def limit_instruction_set(name: str) -> str:
     if name not in INSTRUCTION_SETS[1:]:
         raise ValueError(f"name: {name!r} is no instruction set; choose from {', '.join(INSTRUCTION_SETS[1:])}")
     limit = INSTRUCTION_SETS.index(name)
-    return INSTRUCTION_SETS[torch.ops.presto_kernels.limit_instruction_set(limit)]
+    return INSTRUCTION_SETS[ops.limit_instruction_set(limit)]

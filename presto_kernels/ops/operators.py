@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from presto_kernels._ops import add_op_namespace_prefix
+
 SCHEMAS: dict[str, str] = {}
 """Operator name (without namespace) -> schema."""
 
@@ -20,5 +22,5 @@ def define(name: str, schema: str, fake: Callable[..., Any], *, triton: bool = T
     """Define ``presto_kernels::name`` and, with ``triton``, ``presto_kernels::name_triton``."""
     for full in (name, f"{name}_triton") if triton else (name,):
         SCHEMAS[full] = schema
-        torch.library.define(f"presto_kernels::{full}", schema)
-        torch.library.register_fake(f"presto_kernels::{full}", fake)
+        torch.library.define(add_op_namespace_prefix(full), schema)
+        torch.library.register_fake(add_op_namespace_prefix(full), fake)

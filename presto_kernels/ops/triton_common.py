@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
+from presto_kernels._ops import add_op_namespace_prefix
+
 INTERPRETING = bool(triton.knobs.runtime.interpret)
 INTERPRETED = tl.constexpr(INTERPRETING)
 
@@ -125,4 +127,4 @@ def on(device: torch.device) -> contextlib.AbstractContextManager[Any]:
 def implement(name: str, function: Callable[..., Any]) -> None:
     """Make ``function`` the operator ``presto_kernels::name`` on CUDA, and in the interpreter on CPU tensors too."""
     for device in ("cuda", "cpu") if INTERPRETING else ("cuda",):
-        torch.library.impl(f"presto_kernels::{name}", device, function)
+        torch.library.impl(add_op_namespace_prefix(name), device, function)

@@ -13,8 +13,9 @@ bit i of ``needs`` asks for output i, and what is not asked for is a tensor of s
 
 from __future__ import annotations
 
-from torch import Tensor, ops
+from torch import Tensor
 
+from presto_kernels._ops import ops
 from presto_kernels.ops.operators import define
 
 ACTS = {"silu": 0, "gelu": 1, "sinpi": 2}
@@ -55,13 +56,12 @@ def forward_operator(op: str, backend: str):
         # Registers its operators when it is first imported, so that nobody pays for Triton who does not use it.
         from presto_kernels.ops.activation import triton_kernels  # noqa: F401
 
-        return ops.presto_kernels.glu_triton.default if op == "glu" else ops.presto_kernels.snake_triton.default
-    return ops.presto_kernels.glu.default if op == "glu" else ops.presto_kernels.snake.default
+        return ops.glu_triton.default if op == "glu" else ops.snake_triton.default
+    return ops.glu.default if op == "glu" else ops.snake.default
 
 
 def backward_operator(op: str, backend: str):
     """The backward operator that belongs to :func:`forward_operator`."""
-    operators = ops.presto_kernels
     if op == "glu":
-        return operators.glu_backward_triton.default if backend == "triton" else operators.glu_backward.default
-    return operators.snake_backward_triton.default if backend == "triton" else operators.snake_backward.default
+        return ops.glu_backward_triton.default if backend == "triton" else ops.glu_backward.default
+    return ops.snake_backward_triton.default if backend == "triton" else ops.snake_backward.default

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from presto_kernels._ops import add_op_namespace_prefix, ops
 from presto_kernels.ops.attention import reference
 from presto_kernels.ops.operators import define
 
@@ -46,7 +47,7 @@ for _name, _function in (
     ("attention_reference", reference.forward),
     ("attention_backward_reference", reference.backward),
 ):
-    torch.library.impl(f"presto_kernels::{_name}", "CompositeExplicitAutograd", _function)
+    torch.library.impl(add_op_namespace_prefix(_name), "CompositeExplicitAutograd", _function)
 
 define("attention", _FORWARD, _attention_fake)
 define("attention_backward", _BACKWARD, _attention_backward_fake)
@@ -62,25 +63,24 @@ define(
 def forward_operator(backend: str) -> Any:
     """What computes (out, lse) on ``backend`` ("reference", "cpu" or "triton")."""
     if backend == "reference":
-        return torch.ops.presto_kernels.attention_reference.default
+        return ops.attention_reference.default
     if backend == "triton":
         # Registers its operators when it is first imported, so that nobody pays for Triton who does not use it.
         from presto_kernels.ops.attention import triton_kernels  # noqa: F401
 
-        return torch.ops.presto_kernels.attention_triton.default
-    return torch.ops.presto_kernels.attention.default
+        return ops.attention_triton.default
+    return ops.attention.default
 
 
 def backward_operator(backend: str) -> Any:
     """What computes (dq, dk, dv); belongs to :func:`forward_operator`."""
-    operators = torch.ops.presto_kernels
     if backend == "reference":
-        return operators.attention_backward_reference.default
-    return operators.attention_backward_triton.default if backend == "triton" else operators.attention_backward.default
+        return ops.attention_backward_reference.default
+    return ops.attention_backward_triton.default if backend == "triton" else ops.attention_backward.default
 
 
 def qk_norm_rope_operator() -> Any:
     """Attention of rms-normed and rotated q and k in one kernel."""
     from presto_kernels.ops.attention import triton_kernels  # noqa: F401
 
-    return torch.ops.presto_kernels.attention_qk_norm_rope_triton.default
+    return ops.attention_qk_norm_rope_triton.default

@@ -18,6 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from presto_kernels._ops import ops
 from presto_kernels.ops.operators import define
 
 NORMS = {None: 0, "layer": 1, "rms": 2, "dyt": 3}
@@ -65,11 +66,10 @@ def forward_operator(backend: str):
         # Registers its two operators when it is first imported, so that nobody pays for Triton who does not use it.
         from presto_kernels.ops.modulation import triton_kernels  # noqa: F401
 
-        return torch.ops.presto_kernels.seam_triton.default
-    return torch.ops.presto_kernels.seam.default
+        return ops.seam_triton.default
+    return ops.seam.default
 
 
 def backward_operator(backend: str):
     """The backward operator that belongs to :func:`forward_operator`."""
-    operators = torch.ops.presto_kernels
-    return operators.seam_backward_triton.default if backend == "triton" else operators.seam_backward.default
+    return ops.seam_backward_triton.default if backend == "triton" else ops.seam_backward.default

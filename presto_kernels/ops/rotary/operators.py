@@ -15,9 +15,9 @@ What is not there (k' without k, a gradient not asked for) is a tensor of shape 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from presto_kernels._ops import ops
 from presto_kernels.ops.operators import define
 
 NORMS = {None: 0, "layer": 1, "rms": 2, "l2": 3, "dyt": 4}
@@ -59,13 +59,12 @@ def forward_operator(backend: str):
         # Registers its two operators when it is first imported, so that nobody pays for Triton who does not use it.
         from presto_kernels.ops.rotary import triton_kernels  # noqa: F401
 
-        return torch.ops.presto_kernels.qk_norm_rope_triton.default
-    return torch.ops.presto_kernels.qk_norm_rope.default
+        return ops.qk_norm_rope_triton.default
+    return ops.qk_norm_rope.default
 
 
 def backward_operator(backend: str):
     """The backward operator that belongs to :func:`forward_operator`."""
-    operators = torch.ops.presto_kernels
     if backend == "triton":
-        return operators.qk_norm_rope_backward_triton.default
-    return operators.qk_norm_rope_backward.default
+        return ops.qk_norm_rope_backward_triton.default
+    return ops.qk_norm_rope_backward.default

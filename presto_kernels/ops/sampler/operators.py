@@ -19,6 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from presto_kernels._ops import ops
 from presto_kernels.ops.operators import define
 
 DTYPE_CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -73,4 +74,4 @@ def operator(backend: str, name: str):
         from presto_kernels.ops.sampler import triton_kernels  # noqa: F401
 
         name = f"{name}_triton"
-    return getattr(torch.ops.presto_kernels, name).default
+    return getattr(ops, name).default
