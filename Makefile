@@ -48,7 +48,7 @@ $(VENV)/.torch:
 
 $(VENV)/.installed: $(VENV)/.torch $(SOURCES) setup.py pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[test]'
-	$(BIN)/python -m pip install --quiet --no-deps tinysoundfont musicnn
+	$(BIN)/python -m pip install --quiet --no-deps tinysoundfont musicnn stable-audio-tools==0.0.19
 	@touch $@
 
 $(VENV)/.models: $(VENV)/.torch $(SOURCES) setup.py pyproject.toml

@@ -58,7 +58,7 @@ def _stable_audio_3(folder: str) -> SimpleNamespace:
 def _models(package: str) -> SimpleNamespace:
     suppress = torch._dynamo.config.suppress_errors
     try:
-        with _stood_in(), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        with stood_in(), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             names = ("autoencoders", "blocks", "dit", "transformer")
             return SimpleNamespace(**{name: importlib.import_module(f"{package}.models.{name}") for name in names})
@@ -67,7 +67,7 @@ def _models(package: str) -> SimpleNamespace:
 
 
 @contextlib.contextmanager
-def _stood_in():
+def stood_in():
     finder = _StandIns()
     sys.meta_path.append(finder)  # last: what is installed is found before
     try:

@@ -1,6 +1,7 @@
 """The script that packs the kernel, and what it makes."""
 
 import importlib.util
+import os
 import shutil
 from pathlib import Path
 
@@ -45,6 +46,8 @@ def repository(hf_kernel, tmp_path_factory):
 @pytest.fixture(scope="session")
 def compiled_repository(hf_kernel, kernels, tmp_path_factory):
     """With the CPU kernels, in a namespace of their own."""
+    if not os.environ.get("PRESTO_TEST_COMPILED_KERNEL"):
+        pytest.skip("PRESTO_TEST_COMPILED_KERNEL is not set: compiling the kernels once more takes minutes")
     if not _library.has_cpu_kernels:
         pytest.skip(f"no CPU kernels: {_library.error}")
     if not shutil.which("g++"):

@@ -68,6 +68,8 @@ def test_a_part_first_and_then_the_whole_share_one_session(model):
     assert len({id(module._presto) for module in model.modules() if isinstance(module, Accelerated)}) == 1
 
 
+@pytest.mark.about("stable-audio-tools: DiT")
+@pytest.mark.covers("copies, hooks")
 def test_restore_gives_everything_back(model, given):
     classes, before = [type(module) for module in model.modules()], model(**given)
     restore(accelerate(model))
@@ -77,6 +79,8 @@ def test_restore_gives_everything_back(model, given):
     restore(model)  # of a model that is not accelerated: nothing
 
 
+@pytest.mark.about("stable-audio-tools: DiT")
+@pytest.mark.covers("copies, hooks")
 def test_copies_and_pickles_are_accelerated_by_themselves(model, given):
     out = accelerate(model)(**given)
     stream = io.BytesIO()
@@ -90,6 +94,8 @@ def test_copies_and_pickles_are_accelerated_by_themselves(model, given):
     assert torch.equal(model(**given), out)
 
 
+@pytest.mark.about("stable-audio-tools: DiT")
+@pytest.mark.covers("copies, hooks")
 def test_hooks_on_modules_still_hear(model, given):
     heard = []
     accelerate(model)

@@ -92,6 +92,7 @@ def check_within(dtype: torch.dtype, oracle, plain, fused, *, times: float = 1) 
 # The same output -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.covers("output")
 @every_model
 def test_float64_is_the_same_formula(model):
     plain, inputs = model.seeded(torch.float64), model.seeded_inputs(torch.float64)
@@ -106,6 +107,7 @@ def test_float64_is_the_same_formula(model):
     assert not [found for found in find(fused) if found.why_not]
 
 
+@pytest.mark.covers("output", "gradients")
 @every_model
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_error_of_output_and_gradients_is_at_most_twice_the_untouched_models(model, dtype):
@@ -114,6 +116,7 @@ def test_error_of_output_and_gradients_is_at_most_twice_the_untouched_models(mod
     assert not passed_on(fused)
 
 
+@pytest.mark.covers("output")
 @settings(max_examples=12, deadline=None)
 @given(
     model=st.sampled_from([STABLE_AUDIO, STABLE_AUDIO_3, ACE_STEP, FLUX, BASIC]),
@@ -126,6 +129,8 @@ def test_lengths_and_batches(model, batch, length, dtype):
     check_within(dtype, *outcomes, times=4)
 
 
+@pytest.mark.about("diffusers: StableAudioDiTModel")
+@pytest.mark.covers("masks")
 @settings(max_examples=12, deadline=None)
 @given(batch=st.integers(1, 2), length=st.integers(1, 9), data=st.data())
 def test_masks_are_honoured(batch, length, data):
@@ -210,6 +215,7 @@ def text_weights(model: nn.Module) -> list[Tensor]:
     return [model.get_submodule(name).weight for name in names[type(model).__name__]]
 
 
+@pytest.mark.covers("prompt_cache")
 @by_prompt
 def test_prompt_cache_skips_work_and_changes_nothing(model):
     fused, inputs = accelerate(model.seeded()), model.seeded_inputs()
@@ -226,6 +232,7 @@ def test_prompt_cache_skips_work_and_changes_nothing(model):
             assert calls.count == 1  # outside nothing is kept
 
 
+@pytest.mark.covers("prompt_cache")
 @by_prompt
 def test_prompt_cache_notices_what_changes(model):
     fused, inputs = accelerate(model.seeded()), model.seeded_inputs()
@@ -272,6 +279,7 @@ def test_prompt_cache_with_gradients_keeps_nothing():
 # Otherwise the model that it was -------------------------------------------------------------------------------------
 
 
+@pytest.mark.covers("copies, hooks")
 @every_model
 def test_names_restore_copies_and_pickles(model):
     plain, inputs = model.seeded(), model.seeded_inputs()
@@ -296,6 +304,7 @@ def test_names_restore_copies_and_pickles(model):
         assert torch.equal(output(fused, inputs), expected)
 
 
+@pytest.mark.covers("copies, hooks")
 @every_model
 def test_hooks_of_every_module_fire(model):
     """Only norms are passed by, and where one has a hook it is called after all."""
@@ -339,6 +348,7 @@ class LowRank(nn.Module):
         return weight + self.a @ self.b / 8 if self.on else weight
 
 
+@pytest.mark.covers("adapters")
 @by_prompt
 def test_low_rank_adapters_are_trained_and_switched(model):
     fused, inputs = accelerate(model.seeded()), model.seeded_inputs()

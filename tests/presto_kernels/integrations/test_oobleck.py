@@ -41,6 +41,7 @@ def close(got, wanted):
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.covers("output")
 @cases
 @dtypes
 @settings(max_examples=4, deadline=None)
@@ -70,6 +71,7 @@ def _built(project, side, dtype, which="plain"):
     return _made[key]
 
 
+@pytest.mark.covers("gradients")
 @cases
 @dtypes
 def test_gradients_err_at_most_twice_as_much_as_the_untouched_module(project, side, dtype):
@@ -249,6 +251,7 @@ def test_to_lets_the_copy_go():
     torch.testing.assert_close(run(fused, x), run(plain.double(), x), rtol=0, atol=1e-12)
 
 
+@pytest.mark.covers("copies, hooks")
 @cases
 def test_restore_is_bitwise_and_the_state_dict_is_theirs(project, side):
     plain, fused = make(project, side), make(project, side)
@@ -269,6 +272,7 @@ def test_restore_is_bitwise_and_the_state_dict_is_theirs(project, side):
     assert torch.equal(leaf.grad, other.grad)
 
 
+@pytest.mark.covers("copies, hooks")
 @cases
 @pytest.mark.parametrize("copy_of", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
 def test_copies_and_pickles_are_accelerated_and_begin_without_the_copy(project, side, copy_of):
@@ -349,6 +353,7 @@ def padded_otherwise(module):
     first_convolution(module)[1]._reversed_padding_repeated_twice = [3, 3]
 
 
+@pytest.mark.covers("adapters")
 @pytest.mark.parametrize("early", [False, True], ids=["accelerated", "before"])
 @pytest.mark.parametrize("project", ["diffusers", "tools"])
 @pytest.mark.parametrize("change", [adapted, wrapped, replaced_forward])

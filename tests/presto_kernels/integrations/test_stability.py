@@ -59,6 +59,7 @@ def test_every_module_that_is_known_is_swapped(dit):
     assert not report.left, str(report)
 
 
+@pytest.mark.covers("output", "prompt_cache")
 def test_the_formulas(dit):
     fast = accelerate(copy.deepcopy(dit).double())
     found = as_dtype(inputs(dit), torch.float64)
@@ -70,6 +71,7 @@ def test_the_formulas(dit):
     assert not accelerate_report(fast).passed_on
 
 
+@pytest.mark.covers("output", "prompt_cache")
 @pytest.mark.parametrize("dtype", EPS, ids=str)
 @settings(max_examples=5, deadline=None, derandomize=True)
 @given(st.integers(1, 3), st.integers(1, 40), st.integers(1, 9))
@@ -83,6 +85,7 @@ def test_outputs(dit, dtype, batch, length, text):
             assert torch.equal(fast(**found), out) and torch.equal(fast(**found), out)
 
 
+@pytest.mark.covers("gradients")
 @pytest.mark.parametrize("dtype", EPS, ids=str)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradients(dit, dtype, checkpointing):
@@ -107,6 +110,7 @@ def test_gradients(dit, dtype, checkpointing):
     assert len(there) > 20
 
 
+@pytest.mark.covers("sampling")
 @torch.no_grad()
 @pytest.mark.parametrize("make", [tools_dit, sa3_dit], ids=["tools", "sa3"])
 @pytest.mark.parametrize("dtype", EPS, ids=str)
@@ -129,6 +133,8 @@ def test_a_whole_sampling_run_with_guidance(make, dtype):
 # Stable Audio 3 only -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.about("Stable Audio 3: DiT")
+@pytest.mark.covers("masks")
 @settings(max_examples=5, deadline=None, derandomize=True)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=3))
 def test_padding_does_what_it_does_in_the_original(lengths):
@@ -141,6 +147,8 @@ def test_padding_does_what_it_does_in_the_original(lengths):
     assert not accelerate_report(fast).passed_on
 
 
+@pytest.mark.about("Stable Audio 3: DiT")
+@pytest.mark.covers("masks")
 @torch.no_grad()
 def test_exact_masks_are_what_a_shorter_input_gives():
     plain, short, long = sa3_dit(), 7, 12
@@ -155,6 +163,8 @@ def test_exact_masks_are_what_a_shorter_input_gives():
     assert (plain(**padded)[..., :short] - expected).abs().max() > 1e-3  # what it is there for
 
 
+@pytest.mark.about("Stable Audio 3: SAME decoder")
+@pytest.mark.covers("output")
 @torch.no_grad()
 @pytest.mark.parametrize("changes", [{}, {"sliding_window": [2, 1], "chunk_midpoint_shift": False},
                                      {"sinusoidal_blocks": [3]}, {"dyt": False, "layer_scale": True}],
@@ -172,6 +182,8 @@ def test_same_decoders(changes, dtype, monkeypatch):
         assert not accelerate_report(fast).passed_on
 
 
+@pytest.mark.about("stable-audio-tools: DiT")
+@pytest.mark.covers("adapters")
 def test_lora_by_parametrization_trains_through_the_fused_backward():
     class LoRA(torch.nn.Module):
         def __init__(self, weight):
