@@ -16,8 +16,8 @@ import torch
 import tyro
 from diffusers import StableAudioDiTModel
 from diffusers.models.embeddings import get_1d_rotary_pos_embed
-from peft import LoraConfig
-from safetensors.torch import load_file
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import presto_kernels
@@ -33,7 +33,7 @@ class Options:
     batch: int = 2
     rank: int = 8
     lr: float = 1e-3
-    out: str = "lora"  # folder of the adapters
+    out: str = "lora.safetensors"  # the adapters
 
 
 def main(options: Options) -> None:
@@ -41,7 +41,7 @@ def main(options: Options) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = dit(options.model).to(device)
     model.requires_grad_(False)
-    model.add_adapter(LoraConfig(r=options.rank, target_modules=["to_q", "to_k", "to_v", "to_out.0"]))
+    inject_adapter_in_model(LoraConfig(r=options.rank, target_modules=["to_q", "to_k", "to_v", "to_out.0"]), model)
     presto_kernels.accelerate(model)  # before or after the adapters, as you like
     print(presto_kernels.accelerate_report(model))
 
@@ -56,7 +56,7 @@ def main(options: Options) -> None:
         optimizer.step()
         if step % 5 == 0 or step == options.steps - 1:
             print(f"step {step}: loss {loss.item():.3f}")
-    model.save_lora_adapter(options.out)
+    save_file(get_peft_model_state_dict(model), options.out)
     print(options.out)
 
 
