@@ -87,8 +87,8 @@ def _gated(dim: int) -> dict[str, Any]:
     return {"x": _empty(2, 9, dim), "branch": _empty(2, 9, dim), "gate": None}
 
 
-def _qk(dim: int) -> dict[str, Any]:
-    return {"q": _empty(2, 9, 4, dim), "k": None, "cos": None, "sin": None}
+def _qk(dim: int, **options: Any) -> dict[str, Any]:
+    return {"q": _empty(2, 9, 4, dim), "k": None, "cos": None, "sin": None} | options
 
 
 def _denoise() -> dict[str, Any]:
@@ -109,9 +109,11 @@ PROBES: dict[str, tuple[Probe, ...]] = {
         ("Dh = 40", lambda: _qk(40)),
         ("Dh = 257", lambda: _qk(257)),
         ("Dh = 2048", lambda: _qk(2048)),
+        ("dyt", lambda: _qk(64, norm="dyt", q_alpha=_empty(1))),
     ),
     "swiglu": (("", lambda: {"x": _empty(2, 9, 64)}), ("D = 100001", lambda: {"x": _empty(2, 9, 200002)})),
     "geglu": (("", lambda: {"x": _empty(2, 9, 64)}), ("D = 100001", lambda: {"x": _empty(2, 9, 200002)})),
+    "singlu": (("", lambda: {"x": _empty(2, 9, 64)}), ("D = 100001", lambda: {"x": _empty(2, 9, 200002)})),
     "snake": (
         ("", lambda: {"x": _empty(2, 8, 64), "alpha": _empty(8), "beta": _empty(8)}),
         ("T = 1", lambda: {"x": _empty(2, 8, 1), "alpha": _empty(8), "beta": _empty(8)}),

@@ -8,9 +8,9 @@
 //   angle    2 pi u = (pi / 2) (q + z) with q = round(4 u), z in [-1/2, 1/2] exact;  its sine and cosine as in
 //            sincospi.h.
 //
-// L is a minimax fit, each coefficient rounded to fp32 before the next was fitted.  Over all 2^24 values of u the radius
-// errs by at most 0.97 ulp and the sine and cosine by at most 1.14 * 2^-24 (with rounded products instead of fma: 0.99
-// ulp and 1.16 * 2^-24), so a normal errs by less than 3 ulp of its radius.
+// L is a minimax fit, each coefficient rounded to fp32 before the next was fitted.  Over all 2^24 values of u the
+// radius errs by at most 0.97 ulp and the sine and cosine by at most 1.14 * 2^-24 (with rounded products instead of
+// fma: 0.99 ulp and 1.16 * 2^-24), so a normal errs by less than 3 ulp of its radius.
 #pragma once
 #include <cstdint>
 

@@ -4,8 +4,8 @@
 //   y   = norm(x) * weight + bias                            per head, over its Dh elements
 //   out = y turned by its position:  y1 cos - y2 sin  and  y2 cos + y1 sin  on the first R elements, y on the others
 //
-//   norm = x * rstd (rms), (x - mean) * rstd (layer), x / max(|x|, eps) (l2) or x.  The pairs (y1, y2) are elements
-//   (i, i + R/2), or (2i, 2i + 1) when interleaved.
+//   norm = x * rstd (rms), (x - mean) * rstd (layer), x / max(|x|, eps) (l2), tanh(alpha x) (DyT) or x.  The pairs
+//   (y1, y2) are elements (i, i + R/2), or (2i, 2i + 1) when interleaved.
 //
 // All arithmetic is fp32, and out is rounded once to x's dtype.  q and k are two sides of one call.
 #pragma once
@@ -15,7 +15,7 @@
 
 namespace presto {
 
-enum class HeadNorm : int32_t { None = 0, Layer = 1, Rms = 2, L2 = 3 };
+enum class HeadNorm : int32_t { None = 0, Layer = 1, Rms = 2, L2 = 3, DyT = 4 };
 
 // Element [b, n, h, d] is data[b * batch_stride + n * token_stride + h * head_stride + d].
 struct Heads {
@@ -24,7 +24,7 @@ struct Heads {
   int64_t batch_stride = 0, token_stride = 0, head_stride = 0;
 };
 
-// [Dh], contiguous; null where not given.
+// [Dh], or [1] for alpha, contiguous; null where not given.
 struct HeadVector {
   const void* data = nullptr;
   DType dtype = DType::F32;
@@ -43,7 +43,7 @@ struct RotarySide {
   Heads x;  // in the backward null where there is neither norm nor weight
   const float *cos = nullptr, *sin = nullptr;
   int64_t cos_stride = 0, sin_stride = 0;
-  HeadVector weight, bias;
+  HeadVector weight, bias, alpha;  // alpha with DyT alone
 };
 
 struct RotaryForwardSide : RotarySide {
@@ -58,11 +58,13 @@ struct RotaryForward : RotaryShape {
 //   dweight = sum dy * n            dbias = sum dy            dn = dy * weight
 //   dx = rstd * (dn - mean(dn) - n * mean(dn * n))            (rms: without mean(dn))
 //   dx = (dn - n * sum(dn * n)) / |x|  where |x| >= eps, else dn / eps        (l2)
+//   dx = alpha * dn * (1 - n^2)        dalpha = sum x * dn * (1 - n^2)         (DyT)
 // mean, rstd and |x| are computed anew from x.  The sums over samples, tokens and heads are taken in an order that
 // depends on the shape alone.  dx has grad's dtype and is contiguous; a null output is not wanted.
 struct RotaryBackwardSide : RotarySide {
   Heads grad;
-  void *dx = nullptr, *dweight = nullptr, *dbias = nullptr;  // in the dtypes of grad, weight and bias
+  // in the dtypes of grad, weight, bias and alpha
+  void *dx = nullptr, *dweight = nullptr, *dbias = nullptr, *dalpha = nullptr;
 };
 
 struct RotaryBackward : RotaryShape {
@@ -70,12 +72,15 @@ struct RotaryBackward : RotaryShape {
   float* workspace = nullptr;  // rotary_backward_workspace() floats
 };
 
+// Floats of sums that a chunk of tokens leaves: Dh for dweight, Dh for dbias, and dalpha's one with DyT.
+inline int64_t rotary_sums(const RotaryShape& s) { return 2 * s.dim + (s.norm == HeadNorm::DyT ? 1 : 0); }
+
 namespace cpu {
 // Tokens [first, last) of the B * N of q and, behind them, the B * Nk of k.
 void rotary_forward(const RotaryForward& args, int64_t first, int64_t last);
 
 // The backward runs in two calls.  Tokens are cut into rotary_backward_chunks() chunks, a number that depends on the
-// shape alone; each chunk leaves its column sums in the workspace, and rotary_backward_sums adds them in chunk order.
+// shape alone; each chunk leaves its sums in the workspace, and rotary_backward_sums adds them in chunk order.
 int64_t rotary_backward_chunks(const RotaryBackward& args);
 int64_t rotary_backward_workspace(const RotaryBackward& args);
 void rotary_backward(const RotaryBackward& args, int64_t first_chunk, int64_t last_chunk);

@@ -10,7 +10,7 @@ namespace {
 
 using Optional = std::optional<Tensor>;
 using Forward = std::tuple<Tensor, Tensor>;
-using Backward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Backward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // Tensors a call reads: kept alive here when a copy had to be made.
 class Inputs {
@@ -32,12 +32,12 @@ class Inputs {
     return {t.const_data_ptr(), dtype_of(t, name), t.stride(0), t.stride(1), t.stride(2)};
   }
 
-  HeadVector vector(const Optional& given, const char* name) {
+  HeadVector vector(const Optional& given, const char* name, int64_t size) {
     if (!given) return {};
     Tensor t = *given;
     check_device(t, name);
-    STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == dim_, "presto_kernels::qk_norm_rope: ", name, " must be [Dh]");
-    if (t.stride(0) != 1 && dim_ > 1) t = torch::stable::contiguous(t);
+    STD_TORCH_CHECK(t.dim() == 1 && t.size(0) == size, "presto_kernels::qk_norm_rope: ", name, " has a wrong shape");
+    if (t.stride(0) != 1 && size > 1) t = torch::stable::contiguous(t);
     kept_.push_back(t);
     return {t.const_data_ptr(), dtype_of(t, name)};
   }
@@ -54,9 +54,10 @@ class Inputs {
     stride = t.stride(0);
   }
 
-  // The side's tokens, tables, weight and bias.
+  // The side's tokens, tables, weight, bias and alpha.
   void fill(RotarySide& side, const Tensor& x, const Optional& cos, const Optional& sin, const Optional& weight,
-            const Optional& bias, int64_t half) {
+            const Optional& bias, const Optional& alpha, const RotaryShape& shape) {
+    const int64_t half = shape.half;
     side.tokens = x.size(1), side.heads = x.size(2);
     STD_TORCH_CHECK(cos.has_value() == (half > 0) && sin.has_value() == (half > 0),
                     "presto_kernels::qk_norm_rope: cos and sin come together");
@@ -64,18 +65,21 @@ class Inputs {
       table(*cos, "cos", side.tokens, half, side.cos, side.cos_stride);
       table(*sin, "sin", side.tokens, half, side.sin, side.sin_stride);
     }
-    side.weight = vector(weight, "weight");
-    side.bias = vector(bias, "bias");
+    side.weight = vector(weight, "weight", dim_);
+    side.bias = vector(bias, "bias", dim_);
+    STD_TORCH_CHECK(alpha.has_value() == (shape.norm == HeadNorm::DyT),
+                    "presto_kernels::qk_norm_rope: alpha and DyT come together");
+    side.alpha = vector(alpha, "alpha", 1);
   }
 
   RotaryShape shape(const Optional& cos, int64_t norm, double eps, bool interleaved) const {
-    STD_TORCH_CHECK(norm >= 0 && norm <= 3, "presto_kernels::qk_norm_rope: unknown norm");
+    STD_TORCH_CHECK(norm >= 0 && norm <= 4, "presto_kernels::qk_norm_rope: unknown norm");
     return {batch_, dim_, cos ? cos->size(1) : 0, static_cast<HeadNorm>(norm), interleaved, static_cast<float>(eps)};
   }
 
   Tensor nothing() const { return new_tensor(x_, {0}, x_.scalar_type()); }
   Tensor like(const Tensor& t) const {
-    if (t.dim() == 1) return new_tensor(x_, {dim_}, t.scalar_type());
+    if (t.dim() == 1) return new_tensor(x_, {t.size(0)}, t.scalar_type());
     return new_tensor(x_, {batch_, t.size(1), t.size(2), dim_}, t.scalar_type());
   }
 
@@ -119,16 +123,17 @@ void backward_on_cpu(RotaryBackward& args, const Tensor& like) {
 template <RunForward run>
 Forward qk_norm_rope(const Tensor& q, const Optional& k, const Optional& cos, const Optional& sin,
                      const Optional& k_cos, const Optional& k_sin, const Optional& q_weight, const Optional& k_weight,
-                     const Optional& q_bias, const Optional& k_bias, int64_t norm, double eps, bool interleaved) {
+                     const Optional& q_bias, const Optional& k_bias, const Optional& q_alpha, const Optional& k_alpha,
+                     int64_t norm, double eps, bool interleaved) {
   Inputs in(q);
   RotaryForward args;
   static_cast<RotaryShape&>(args) = in.shape(cos, norm, eps, interleaved);
   Tensor q_out = in.like(q), k_out = k ? in.like(*k) : in.nothing();
-  in.fill(args.sides[0], q, cos, sin, q_weight, q_bias, args.half);
+  in.fill(args.sides[0], q, cos, sin, q_weight, q_bias, q_alpha, args);
   args.sides[0].x = in.heads(q, "q", q.size(1), q.size(2));
   args.sides[0].out = q_out.mutable_data_ptr();
   if (k) {
-    in.fill(args.sides[1], *k, k_cos ? k_cos : cos, k_sin ? k_sin : sin, k_weight, k_bias, args.half);
+    in.fill(args.sides[1], *k, k_cos ? k_cos : cos, k_sin ? k_sin : sin, k_weight, k_bias, k_alpha, args);
     args.sides[1].x = in.heads(k, "k", k->size(1), k->size(2));
     args.sides[1].out = k_out.mutable_data_ptr();
   }
@@ -140,7 +145,8 @@ template <RunBackward run>
 Backward qk_norm_rope_backward(const Optional& grad_q, const Optional& grad_k, const Optional& q, const Optional& k,
                                const Optional& cos, const Optional& sin, const Optional& k_cos, const Optional& k_sin,
                                const Optional& q_weight, const Optional& k_weight, const Optional& q_bias,
-                               const Optional& k_bias, int64_t norm, double eps, bool interleaved, int64_t needs) {
+                               const Optional& k_bias, const Optional& q_alpha, const Optional& k_alpha, int64_t norm,
+                               double eps, bool interleaved, int64_t needs) {
   STD_TORCH_CHECK(grad_q || grad_k, "presto_kernels::qk_norm_rope_backward: no gradient came in");
   const Tensor& like = grad_q ? *grad_q : *grad_k;
   Inputs in(like);
@@ -149,19 +155,25 @@ Backward qk_norm_rope_backward(const Optional& grad_q, const Optional& grad_k, c
   const Optional* grads[] = {&grad_q, &grad_k};
   const Optional* xs[] = {&q, &k};
   const Optional* tables[][2] = {{&cos, &sin}, {k_cos ? &k_cos : &cos, k_sin ? &k_sin : &sin}};
-  const Optional* affine[][2] = {{&q_weight, &q_bias}, {&k_weight, &k_bias}};
+  const Optional* parameters[][3] = {{&q_weight, &q_bias, &q_alpha}, {&k_weight, &k_bias, &k_alpha}};
   std::vector<Tensor> results;
-  for (int i = 0; i < 6; ++i) results.push_back(in.nothing());
+  for (int i = 0; i < 8; ++i) results.push_back(in.nothing());
   for (int s = 0; s < 2; ++s) {
-    const Optional &grad = *grads[s], &weight = *affine[s][0], &bias = *affine[s][1];
-    const bool wanted[] = {(needs >> s & 1) != 0, (needs >> (2 + s) & 1) != 0, (needs >> (4 + s) & 1) != 0};
-    STD_TORCH_CHECK(grad || !(wanted[0] || wanted[1] || wanted[2]),
+    const Optional &grad = *grads[s], &weight = *parameters[s][0], &bias = *parameters[s][1],
+                   &alpha = *parameters[s][2];
+    const Optional* owners[] = {&grad, &weight, &bias, &alpha};
+    bool wanted[4], any = false;
+    for (int i = 0; i < 4; ++i) {
+      wanted[i] = (needs >> (2 * i + s) & 1) != 0;
+      any = any || wanted[i];
+      STD_TORCH_CHECK(*owners[i] || !wanted[i],
+                      "presto_kernels::qk_norm_rope_backward: a gradient is needed of a tensor not given");
+    }
+    STD_TORCH_CHECK(grad || !any,
                     "presto_kernels::qk_norm_rope_backward: a gradient is needed of a side that has none");
-    STD_TORCH_CHECK((weight || !wanted[1]) && (bias || !wanted[2]),
-                    "presto_kernels::qk_norm_rope_backward: a gradient is needed of a tensor not given");
-    if (!(wanted[0] || wanted[1] || wanted[2])) continue;
+    if (!any) continue;
     RotaryBackwardSide& side = args.sides[s];
-    in.fill(side, *grad, *tables[s][0], *tables[s][1], weight, bias, args.half);
+    in.fill(side, *grad, *tables[s][0], *tables[s][1], weight, bias, alpha, args);
     side.grad = in.heads(grad, "a gradient", side.tokens, side.heads);
     if (norm != 0 || weight) {
       STD_TORCH_CHECK(*xs[s], "presto_kernels::qk_norm_rope_backward: q or k is missing");
@@ -169,9 +181,8 @@ Backward qk_norm_rope_backward(const Optional& grad_q, const Optional& grad_k, c
       STD_TORCH_CHECK(side.x.dtype == side.grad.dtype,
                       "presto_kernels::qk_norm_rope_backward: a gradient has not the dtype of q or k");
     }
-    void** outputs[] = {&side.dx, &side.dweight, &side.dbias};
-    const Optional* owners[] = {&grad, &weight, &bias};
-    for (int i = 0; i < 3; ++i) {
+    void** outputs[] = {&side.dx, &side.dweight, &side.dbias, &side.dalpha};
+    for (int i = 0; i < 4; ++i) {
       if (!wanted[i]) continue;
       results[2 * i + s] = in.like(**owners[i]);
       *outputs[i] = results[2 * i + s].mutable_data_ptr();
@@ -180,7 +191,7 @@ Backward qk_norm_rope_backward(const Optional& grad_q, const Optional& grad_k, c
     if (args.batch * side.tokens * side.heads == 0) side = {};  // nothing to read, and its results are zero
   }
   if (elements(args) > 0) run(args, like);
-  return {results[0], results[1], results[2], results[3], results[4], results[5]};
+  return {results[0], results[1], results[2], results[3], results[4], results[5], results[6], results[7]};
 }
 
 #ifdef PRESTO_CUDA

@@ -1,11 +1,12 @@
 // The polynomials of sine and cosine that every kernel computes alike.
 //
-// An angle of (pi / 2) (q + z), q a whole number and z in [-1/2, 1/2]:  sin = z S(z^2),  cos = 1 + z^2 C(z^2), exchanged
-// and negated as the quadrant q says.  Angles that come as a number of half turns, pi x, lose nothing in q and z: x less
-// an even number is exact, so is twice that less its nearest whole number, and no digit of pi is asked for.
+// An angle of (pi / 2) (q + z), q a whole number and z in [-1/2, 1/2]:  sin = z S(z^2),  cos = 1 + z^2 C(z^2),
+// exchanged and negated as the quadrant q says.  Angles that come as a number of half turns, pi x, lose nothing in q
+// and z: x less an even number is exact, so is twice that less its nearest whole number, and no digit of pi is asked
+// for.
 //
-// The polynomials are minimax fits, each coefficient rounded to fp32 before the next was fitted.  The sine and cosine err
-// by at most 1.14 * 2^-24 (with rounded products instead of fma: 1.16 * 2^-24).
+// The polynomials are minimax fits, each coefficient rounded to fp32 before the next was fitted.  The sine and cosine
+// err by at most 1.14 * 2^-24 (with rounded products instead of fma: 1.16 * 2^-24).
 #pragma once
 
 namespace presto::sincospi {

@@ -39,6 +39,15 @@ def _presto_geglu(x: Tensor) -> Outputs:
     return (presto_kernels.geglu(x),)
 
 
+def _eager_singlu(x: Tensor) -> Outputs:
+    value, gate = x.chunk(2, dim=-1)
+    return (value * torch.sin(3.14159265359 * gate),)
+
+
+def _presto_singlu(x: Tensor) -> Outputs:
+    return (presto_kernels.singlu(x),)
+
+
 def _glu_count(moved: int, flops: int, flops_formula: str) -> Callable[[Shape, int], Count]:
     """Forward moves value, gate and result (3), backward dy, value, gate and their two gradients (5)."""
     moves = {3: "read value and gate, write: 3 BND s", 5: "read dy, value, gate, write dvalue, dgate: 5 BND s"}
@@ -56,6 +65,9 @@ _geglu = _glu_count(3, 5, "scale, erf (as one), add, half the gate, times it and
 _geglu_backward = _glu_count(
     5, 12, "c = (1 + erf) / 2 4, gelu 1, dvalue 1, density 3, dgate = dy value (c + gate density) 3"
 )
+
+_singlu = _glu_count(3, 3, "times pi, sine (as one), times value")
+_singlu_backward = _glu_count(5, 7, "times pi, sine, cosine 3, dvalue 1, dgate = dy value pi cosine 3")
 
 
 def _make_snake(shape: Shape, normal: Normal) -> Outputs:
@@ -107,6 +119,18 @@ OPS = (
         _make_glu,
     ),
     Op("geglu", "BxNxD", GLU_SHAPES, ("x",), ("y",), _eager_geglu, _presto_geglu, _geglu, _geglu_backward, _make_glu),
+    Op(
+        "singlu",
+        "BxNxD",
+        GLU_SHAPES,
+        ("x",),
+        ("y",),
+        _eager_singlu,
+        _presto_singlu,
+        _singlu,
+        _singlu_backward,
+        _make_glu,
+    ),
     Op(
         "snake",
         "BxCxT",

@@ -30,12 +30,14 @@ void rotary_forward(const RotaryForward& args, int64_t first, int64_t last) {
 
 int64_t rotary_backward_chunks(const RotaryBackward& args) { return chunks(args, 0) + chunks(args, 1); }
 
-int64_t rotary_backward_workspace(const RotaryBackward& args) { return rotary_backward_chunks(args) * 2 * args.dim; }
+int64_t rotary_backward_workspace(const RotaryBackward& args) {
+  return rotary_backward_chunks(args) * rotary_sums(args);
+}
 
 void rotary_backward(const RotaryBackward& args, int64_t first_chunk, int64_t last_chunk) {
   const int64_t of_q = chunks(args, 0);
   by_side(of_q, first_chunk, last_chunk, [&](int side, int64_t from, int64_t to) {
-    float* sums = args.workspace + ((side ? of_q : 0) + from) * 2 * args.dim;
+    float* sums = args.workspace + ((side ? of_q : 0) + from) * rotary_sums(args);
     kernels().backward(args, args.sides[side], from, to, sums);
   });
 }
@@ -43,7 +45,7 @@ void rotary_backward(const RotaryBackward& args, int64_t first_chunk, int64_t la
 void rotary_backward_sums(const RotaryBackward& args) {
   const int64_t of_q = chunks(args, 0);
   kernels().backward_sums(args, args.sides[0], args.workspace, of_q);
-  kernels().backward_sums(args, args.sides[1], args.workspace + of_q * 2 * args.dim, chunks(args, 1));
+  kernels().backward_sums(args, args.sides[1], args.workspace + of_q * rotary_sums(args), chunks(args, 1));
 }
 
 }  // namespace presto::cpu

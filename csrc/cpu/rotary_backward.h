@@ -45,10 +45,25 @@ class Columns {
   Scratch rows_;
 };
 
+// The sum of dalpha, of a token's heads and of the chunk's tokens so far, for the same reason.
+struct AlphaSum {
+  Vec token = zero(), chunk = zero();
+  void end_token() {
+    chunk = chunk + token;
+    token = zero();
+  }
+  float end_chunk() {
+    const float total = sum(chunk);
+    chunk = zero();
+    return total;
+  }
+};
+
 // K heads; dx is null where it is not wanted, x where there is neither norm nor weight.
-template <int K, bool kStream, class Tile, class Order, class T>
+template <int K, bool kStream, bool kDyT, class Tile, class Order, class T>
 inline PRESTO_INLINE void backward_tile(const RotaryShape& s, const T* x, int64_t x_stride, const T* grad,
-                                        int64_t grad_stride, T* dx, Token& token, Columns& columns, Order order) {
+                                        int64_t grad_stride, T* dx, Token& token, Columns& columns, AlphaSum& alpha,
+                                        Order order) {
   constexpr int V = Tile::kVectors;
   const float *own = token.own(), *other = token.other(), *weight = token.weight();
   float *dweight = columns.weight(), *dbias = columns.bias();
@@ -57,7 +72,11 @@ inline PRESTO_INLINE void backward_tile(const RotaryShape& s, const T* x, int64_
   if (x) {
 #pragma GCC unroll 4
     for (int k = 0; k < K; ++k) load_tile(x + k * x_stride, n[k], order);
-    norm_tile(s, n, stats);
+    if constexpr (kDyT) {
+      squash_tile(token.alpha(), n);
+    } else {
+      norm_tile(s, n, stats);
+    }
   }
   Vec total[4] = {zero(), zero(), zero(), zero()};  // of dn * n for each head, then of dn
   Vec g[K][V];
@@ -88,8 +107,21 @@ inline PRESTO_INLINE void backward_tile(const RotaryShape& s, const T* x, int64_
 #pragma GCC unroll 4
     for (int k = 0; k < K; ++k) dn[k][i] = dy[k] * w;
   }
+  if constexpr (kDyT) {
+#pragma GCC unroll 4
+    for (int k = 0; k < K; ++k) {
+      Vec raw[V];
+      load_tile(x + k * x_stride, raw, order);
+#pragma GCC unroll 8
+      for (int i = 0; i < V; ++i) {
+        const Vec inner = dn[k][i] * fma(zero() - n[k][i], n[k][i], splat(1.f));
+        alpha.token = fma(inner, raw[i], alpha.token);
+        dn[k][i] = inner * token.alpha();
+      }
+    }
+  }
   if (dx == nullptr) return;
-  if (s.norm != HeadNorm::None) {
+  if (!kDyT && s.norm != HeadNorm::None) {
 #pragma GCC unroll 4
     for (int k = 0; k < K; ++k) {
 #pragma GCC unroll 8
@@ -116,7 +148,7 @@ inline PRESTO_INLINE void backward_tile(const RotaryShape& s, const T* x, int64_
   }
 }
 
-template <bool kStream, class Tile, class T>
+template <bool kStream, bool kDyT, class Tile, class T>
 void backward_chunks(const RotaryShape& s, const RotaryBackwardSide& side, int64_t first, int64_t last, float* out) {
   using Order = typename TileOrder<T, Tile>::Type;
   constexpr int K = Tile::kVectors * 8 <= kRegisters ? 2 : 1;
@@ -124,9 +156,10 @@ void backward_chunks(const RotaryShape& s, const RotaryBackwardSide& side, int64
   Token token(s, side, true);
   put_in_order(token.weight(), s.dim, order);
   Columns columns(s, side);
+  AlphaSum alpha;
   const int64_t step = side.x.head_stride, grad_step = side.grad.head_stride, dim = s.dim;
   const int64_t rows = s.batch * side.tokens;
-  for (int64_t c = first; c < last; ++c, out += 2 * dim) {
+  for (int64_t c = first; c < last; ++c, out += rotary_sums(s)) {
     columns.begin_chunk();
     const int64_t end = (c + 1) * kChunkTokens < rows ? (c + 1) * kChunkTokens : rows;
     for (int64_t r = c * kChunkTokens; r < end; ++r) {
@@ -140,40 +173,45 @@ void backward_chunks(const RotaryShape& s, const RotaryBackwardSide& side, int64
       int64_t h = 0;
       for (; h + K <= side.heads; h += K) {
         for (int k = 0; next && k < K; ++k) prefetch(next + (h + k) * step, dim);
-        backward_tile<K, kStream, Tile>(s, of(x, h, step), step, grad + h * grad_step, grad_step, of(dx, h, dim), token,
-                                        columns, order);
+        backward_tile<K, kStream, kDyT, Tile>(s, of(x, h, step), step, grad + h * grad_step, grad_step, of(dx, h, dim),
+                                              token, columns, alpha, order);
       }
       for (; h < side.heads; ++h)
-        backward_tile<1, kStream, Tile>(s, of(x, h, step), step, grad + h * grad_step, grad_step, of(dx, h, dim), token,
-                                        columns, order);
+        backward_tile<1, kStream, kDyT, Tile>(s, of(x, h, step), step, grad + h * grad_step, grad_step, of(dx, h, dim),
+                                              token, columns, alpha, order);
       columns.end_token();
+      if constexpr (kDyT) alpha.end_token();
     }
     columns.end_chunk(out, order);
+    if constexpr (kDyT) out[2 * dim] = alpha.end_chunk();
   }
   if (kStream) end_stream();
 }
 
-template <class T>
+template <bool kDyT, class T>
 void backward_any(const RotaryShape& s, const RotaryBackwardSide& side, int64_t first, int64_t last, float* out) {
   Token token(s, side, true);
   Columns columns(s, side);
+  AlphaSum alpha;
   Scratch scratch(2, s.dim);
   float *n = scratch.row(0), *dn = scratch.row(1), *dweight = columns.weight(), *dbias = columns.bias();
   const float* weight = token.weight();
   const int64_t rows = s.batch * side.tokens;
-  for (int64_t c = first; c < last; ++c, out += 2 * s.dim) {
+  for (int64_t c = first; c < last; ++c, out += rotary_sums(s)) {
     columns.begin_chunk();
     const int64_t end = (c + 1) * kChunkTokens < rows ? (c + 1) * kChunkTokens : rows;
     for (int64_t r = c * kChunkTokens; r < end; ++r) {
       token.prepare(r % side.tokens, Natural{});
       for (int64_t h = 0; h < side.heads; ++h) {
         const T* grad = head<T>(side.grad, r / side.tokens, r % side.tokens) + h * side.grad.head_stride;
+        const T* x = nullptr;
         Stats stats;
         if (side.x.data) {
-          const T* x = head<T>(side.x, r / side.tokens, r % side.tokens) + h * side.x.head_stride;
-          stats = stats_of(s, x);
-          const Vec mean = splat(stats.mean[0]), scale = splat(stats.scale[0]);
-          sweep(s.dim, [&](int64_t i, int, auto w) PRESTO_INLINE { store(n + i, (load(x + i, w) - mean) * scale, w); });
+          x = head<T>(side.x, r / side.tokens, r % side.tokens) + h * side.x.head_stride;
+          if (!kDyT) stats = stats_of(s, x);
+          const Vec mean = splat(stats.mean[0]), scale = kDyT ? token.alpha() : splat(stats.scale[0]);
+          sweep(s.dim, [&](int64_t i, int, auto w)
+                           PRESTO_INLINE { store(n + i, normed<kDyT>(load(x + i, w), mean, scale), w); });
         }
         Sum along, total;
         turn(
@@ -187,9 +225,16 @@ void backward_any(const RotaryShape& s, const RotaryBackwardSide& side, int64_t 
               along.add_product(0, v, y);
               total.add(0, v);
             });
+        if constexpr (kDyT) {
+          sweep(s.dim, [&](int64_t i, int, auto w) PRESTO_INLINE {
+            const Vec y = load(n + i, w), inner = load(dn + i, w) * fma(zero() - y, y, splat(1.f));
+            alpha.token = fma(inner, load(x + i, w), alpha.token);
+            store(dn + i, inner * token.alpha(), w);
+          });
+        }
         if (!side.dx) continue;
         T* dx = static_cast<T*>(side.dx) + (r * side.heads + h) * s.dim;
-        const bool norm = s.norm != HeadNorm::None;
+        const bool norm = !kDyT && s.norm != HeadNorm::None;
         const Vec by_n = splat(norm ? -along.total() * stats.reach[0] : 0.f), scale = splat(stats.scale[0]);
         const Vec mean = splat(s.norm == HeadNorm::Layer ? total.total() * stats.reach[0] : 0.f);
         sweep(s.dim, [&](int64_t i, int, auto w) PRESTO_INLINE {
@@ -198,8 +243,10 @@ void backward_any(const RotaryShape& s, const RotaryBackwardSide& side, int64_t 
         });
       }
       columns.end_token();
+      if constexpr (kDyT) alpha.end_token();
     }
     columns.end_chunk(out, Natural{});
+    if constexpr (kDyT) out[2 * s.dim] = alpha.end_chunk();
   }
 }
 
@@ -209,7 +256,7 @@ inline void backward_sums(const RotaryShape& s, const RotaryBackwardSide& side, 
   const auto add_up = [&](const HeadVector& of, void* out, const float* from) {
     if (!out || !chunks) return;
     scratch.clear();
-    for (int64_t c = 0; c < chunks; ++c, from += 2 * s.dim)
+    for (int64_t c = 0; c < chunks; ++c, from += rotary_sums(s))
       sweep(s.dim,
             [&](int64_t i, int, auto w) PRESTO_INLINE { store(total + i, load(total + i, w) + load(from + i, w), w); });
     with_type(of.dtype, [&](auto type) {
@@ -219,6 +266,12 @@ inline void backward_sums(const RotaryShape& s, const RotaryBackwardSide& side, 
   };
   add_up(side.weight, side.dweight, sums);
   add_up(side.bias, side.dbias, sums + s.dim);
+  if (!side.dalpha || !chunks) return;
+  double dalpha = 0;  // of any number of chunks, so wider than they are
+  for (int64_t c = 0; c < chunks; ++c) dalpha += static_cast<double>(sums[c * rotary_sums(s) + 2 * s.dim]);
+  with_type(side.alpha.dtype, [&](auto type) {
+    store(static_cast<decltype(type)*>(side.dalpha), splat(static_cast<float>(dalpha)), First{1});
+  });
 }
 
 }  // namespace presto::cpu::PRESTO_ISA

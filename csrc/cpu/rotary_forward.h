@@ -85,16 +85,30 @@ inline PRESTO_INLINE void norm_tile(const RotaryShape& s, Vec (&v)[K][V], Stats&
   }
 }
 
+// K heads of DyT in place.
+template <int K, int V>
+inline PRESTO_INLINE void squash_tile(Vec alpha, Vec (&v)[K][V]) {
+#pragma GCC unroll 4
+  for (int k = 0; k < K; ++k) {
+#pragma GCC unroll 8
+    for (int i = 0; i < V; ++i) v[k][i] = tanh(alpha * v[k][i]);
+  }
+}
+
 // K heads of one token: x and out are the first of them.
-template <int K, bool kStream, class Tile, class Order, class T>
+template <int K, bool kStream, bool kDyT, class Tile, class Order, class T>
 inline PRESTO_INLINE void forward_tile(const RotaryShape& s, const T* x, int64_t head_stride, T* out, Token& token,
                                        Order order) {
   constexpr int V = Tile::kVectors;
   Vec v[K][V];
 #pragma GCC unroll 4
   for (int k = 0; k < K; ++k) load_tile(x + k * head_stride, v[k], order);
-  Stats stats;
-  norm_tile(s, v, stats);
+  if constexpr (kDyT) {
+    squash_tile(token.alpha(), v);
+  } else {
+    Stats stats;
+    norm_tile(s, v, stats);
+  }
   const float *own = token.own(), *other = token.other(), *add = token.add();
   const bool has_add = token.has_add();
 #pragma GCC unroll 8
@@ -137,7 +151,7 @@ inline void prefetch(const T* x, int64_t dim) {
     _mm_prefetch(reinterpret_cast<const char*>(x + i), _MM_HINT_T0);
 }
 
-template <bool kStream, class Tile, class T>
+template <bool kStream, bool kDyT, class Tile, class T>
 void forward_tokens(const RotaryShape& s, const RotaryForwardSide& side, int64_t first, int64_t last) {
   using Order = typename TileOrder<T, Tile>::Type;
   // Heads side by side: as many as leave registers for what they share.
@@ -153,9 +167,10 @@ void forward_tokens(const RotaryShape& s, const RotaryForwardSide& side, int64_t
     int64_t h = 0;
     for (; h + K <= side.heads; h += K) {
       for (int k = 0; k < K; ++k) prefetch(next + (h + k) * step, dim);
-      forward_tile<K, kStream, Tile>(s, x + h * step, step, out + h * dim, token, order);
+      forward_tile<K, kStream, kDyT, Tile>(s, x + h * step, step, out + h * dim, token, order);
     }
-    for (; h < side.heads; ++h) forward_tile<1, kStream, Tile>(s, x + h * step, step, out + h * dim, token, order);
+    for (; h < side.heads; ++h)
+      forward_tile<1, kStream, kDyT, Tile>(s, x + h * step, step, out + h * dim, token, order);
   }
   if (kStream) end_stream();
 }
@@ -181,6 +196,13 @@ inline Stats stats_of(const RotaryShape& s, const T* x) {
   return stats;
 }
 
+// One vector of a head; DyT's scale is alpha.
+template <bool kDyT>
+inline PRESTO_INLINE Vec normed(Vec x, Vec mean, Vec scale) {
+  if constexpr (kDyT) return tanh(scale * x);
+  return (x - mean) * scale;
+}
+
 // put(i, width, value(i) * own + its partner * other) for the turned elements, put(i, width, value(i)) for the others;
 // value(i, width) gives vector i of a row.
 template <class Value, class Put>
@@ -203,7 +225,7 @@ inline PRESTO_INLINE void turn(const RotaryShape& s, Token& token, Value&& value
                             PRESTO_INLINE { put(turned + i, w, value(turned + i, w) * load(own + turned + i, w)); });
 }
 
-template <class T>
+template <bool kDyT, class T>
 void forward_any(const RotaryShape& s, const RotaryForwardSide& side, int64_t first, int64_t last) {
   Token token(s, side, false);
   const float* add = token.add();
@@ -212,10 +234,10 @@ void forward_any(const RotaryShape& s, const RotaryForwardSide& side, int64_t fi
     for (int64_t h = 0; h < side.heads; ++h) {
       const T* x = head<T>(side.x, r / side.tokens, r % side.tokens) + h * side.x.head_stride;
       T* out = static_cast<T*>(side.out) + (r * side.heads + h) * s.dim;
-      const Stats stats = stats_of(s, x);
-      const Vec mean = splat(stats.mean[0]), scale = splat(stats.scale[0]);
+      const Stats stats = kDyT ? Stats{} : stats_of(s, x);
+      const Vec mean = splat(stats.mean[0]), scale = kDyT ? token.alpha() : splat(stats.scale[0]);
       turn(
-          s, token, [&](int64_t i, auto w) PRESTO_INLINE { return (load(x + i, w) - mean) * scale; },
+          s, token, [&](int64_t i, auto w) PRESTO_INLINE { return normed<kDyT>(load(x + i, w), mean, scale); },
           [&](int64_t i, auto w, Vec v)
               PRESTO_INLINE { store(out + i, token.has_add() ? v + load(add + i, w) : v, w); });
     }

@@ -3,7 +3,8 @@
 // A head of the usual sizes lives in registers from its load to its store ("tile": whole vectors, its rotary partners
 // in other registers or in neighbouring lanes), several heads of a token side by side, so that they share what the
 // token brings and their sums over lanes are taken together.  Heads of any other size pass through L1 twice.  cos, sin,
-// weight and bias are folded once per token into  out = n * own + partner(n) * other + add.
+// weight and bias are folded once per token into  out = n * own + partner(n) * other + add.  DyT has kernels of its
+// own, which are never streamed: a tanh an element hides the reading of the lines that are written.
 //
 // Bytes: forward a row read and a row written per head, backward two read (one without norm and weight) and one
 // written; 4 R per token for cos and sin; they are read once per token, whatever the number of heads.
@@ -38,22 +39,26 @@ inline bool with_tile(const RotaryShape& s, F&& f) {
 
 template <class T>
 void forward(const RotaryShape& s, const RotaryForwardSide& side, int64_t first, int64_t last) {
-  const bool stream = can_stream<T>(s, side, side.out);
+  const bool dyt = s.norm == HeadNorm::DyT, stream = can_stream<T>(s, side, side.out);
   const bool done = with_tile(s, [&](auto tile) {
-    if (stream) return forward_tokens<true, decltype(tile), T>(s, side, first, last);
-    forward_tokens<false, decltype(tile), T>(s, side, first, last);
+    if (dyt) return forward_tokens<false, true, decltype(tile), T>(s, side, first, last);
+    if (stream) return forward_tokens<true, false, decltype(tile), T>(s, side, first, last);
+    forward_tokens<false, false, decltype(tile), T>(s, side, first, last);
   });
-  if (!done) forward_any<T>(s, side, first, last);
+  if (done) return;
+  dyt ? forward_any<true, T>(s, side, first, last) : forward_any<false, T>(s, side, first, last);
 }
 
 template <class T>
 void backward(const RotaryShape& s, const RotaryBackwardSide& side, int64_t first, int64_t last, float* sums) {
-  const bool stream = side.dx && can_stream<T>(s, side, side.dx);
+  const bool dyt = s.norm == HeadNorm::DyT, stream = side.dx && can_stream<T>(s, side, side.dx);
   const bool done = with_tile(s, [&](auto tile) {
-    if (stream) return backward_chunks<true, decltype(tile), T>(s, side, first, last, sums);
-    backward_chunks<false, decltype(tile), T>(s, side, first, last, sums);
+    if (dyt) return backward_chunks<false, true, decltype(tile), T>(s, side, first, last, sums);
+    if (stream) return backward_chunks<true, false, decltype(tile), T>(s, side, first, last, sums);
+    backward_chunks<false, false, decltype(tile), T>(s, side, first, last, sums);
   });
-  if (!done) backward_any<T>(s, side, first, last, sums);
+  if (done) return;
+  dyt ? backward_any<true, T>(s, side, first, last, sums) : backward_any<false, T>(s, side, first, last, sums);
 }
 
 }  // namespace presto::cpu::PRESTO_ISA

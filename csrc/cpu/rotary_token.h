@@ -3,6 +3,7 @@
 #pragma once
 #include "rotary.h"
 #include "scratch.h"
+#include "simd_math.h"
 
 namespace presto::cpu::PRESTO_ISA {
 
@@ -68,6 +69,7 @@ class Token {
       : shape_(shape), side_(side), backward_(backward), has_add_(side.bias.data && !backward), rows_(5, shape.dim) {
     to_float(side.weight, shape.dim, 1.f, weight());
     to_float(side.bias, shape.dim, 0.f, bias());
+    to_float(side.alpha, 1, 0.f, &alpha_);
     for (int64_t i = 2 * shape.half; i < shape.dim; ++i) {
       own()[i] = backward ? 1.f : weight()[i];
       add()[i] = bias()[i];
@@ -111,6 +113,7 @@ class Token {
   }
 
   bool has_add() const { return has_add_; }
+  Vec alpha() const { return splat(alpha_); }
   float* own() { return rows_.row(0); }
   float* other() { return rows_.row(1); }
   float* add() { return rows_.row(2); }
@@ -140,6 +143,7 @@ class Token {
   const RotaryShape& shape_;
   const RotarySide& side_;
   bool backward_, has_add_;
+  float alpha_;
   Scratch rows_;
   int64_t n_ = -1;
   bool ordered_[3] = {};

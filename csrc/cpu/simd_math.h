@@ -90,7 +90,7 @@ inline PRESTO_INLINE Vec polynomial(Vec x, const float (&c)[kTerms]) {
   return sum;
 }
 
-// ---- exp, sigmoid, tanh, erf -------------------------------------------------------------------------------------------
+// ---- exp, sigmoid, tanh, erf -------------------------------------------------------------------------------------
 inline PRESTO_INLINE Vec exp(Vec x) {
   static constexpr float kTail[] = {0.499999934124f, 0.166665201083f, 0.0416683942528f, 0.00836878037457f,
                                     0.00138144646072f};  // |r| <= ln2 / 2, 2^-28

@@ -12,7 +12,7 @@ int rotary_forward(const RotaryForward& args, void* stream) {
 }
 
 int64_t rotary_backward_workspace(const RotaryBackward& args) {
-  return (runs(args, args.sides[0]) + runs(args, args.sides[1])) * 2 * args.dim;
+  return (runs(args, args.sides[0]) + runs(args, args.sides[1])) * rotary_sums(args);
 }
 
 int rotary_backward(const RotaryBackward& args, void* stream) {

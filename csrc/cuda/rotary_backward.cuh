@@ -4,13 +4,15 @@
 //   dx      = rstd * (dn - mean(dn) - n * mean(dn * n))   (rms: without mean(dn); l2: the sum where |x| >= eps, else 0)
 //   dweight = sum dy * n                                  dbias = sum dy        over samples, tokens and heads
 //
+// and, of DyT, whose norm is n = tanh(alpha x),  dx = alpha * dn * (1 - n^2),  dalpha = sum x * dn * (1 - n^2).
+//
 // All arithmetic and all sums are fp32, and each result is rounded once.  mean, rstd and |x| come anew from x, which is
 // read anyway: to keep them would cost 8 bytes a head in both directions.
 // Bytes: grad and x read once (x only where there is a norm or a weight), dx written once; the sums of a block are 8 Dh
-// bytes, written and read.
+// bytes (4 more with DyT), written and read.
 //
 // Nothing is added atomically: a block walks a run of neighbouring tokens, as many as the shape alone says, and leaves
-// its column sums in the workspace; rotary_backward_sums adds these in order.
+// its sums in the workspace; rotary_backward_sums adds these in order.
 //
 // rotary_backward_heads and rotary_backward_any divide the work as their forward twins do.
 #pragma once
@@ -26,17 +28,26 @@ struct BackwardPlan {
   int lanes = 1;
   int64_t runs[2] = {};        // blocks of each side
   int64_t run_tokens[2] = {};  // tokens of each block, counted over the batch
-  float* sums[2] = {};         // 2 * Dh floats for each block: dweight's, dbias's
+  float* sums[2] = {};         // rotary_sums() for each block: dweight's, dbias's and dalpha's
   float inverse_dim = 1.f;
 };
 
+// The sum of one number of each warp, in order, by the first thread.
+__device__ inline void store_warps(const float* of_warps, float* out) {
+  if (threadIdx.x > 0) return;
+  float total = 0.f;
+  for (int w = 0; w < kHeadWarps; ++w) total += of_warps[w];
+  *out = total;
+}
+
 // Registers: 3 blocks on a multiprocessor leave 168 to a thread; at 128 bf16 spills.
-template <DType X>
+template <DType X, bool kDyT>
 __global__ void __launch_bounds__(kHeadThreads, 3)
     rotary_backward_heads(const __grid_constant__ RotaryBackward a, const __grid_constant__ BackwardPlan plan,
                           const Origin origin) {
   constexpr int E = 16 / kSize<X>;
   __shared__ float shared[kHeadWarps][2][64 * E];
+  __shared__ float shared_alpha[kDyT ? kHeadWarps : 1];
   int64_t run = origin.x + blockIdx.x;
   const int which = run >= plan.runs[0];
   run -= which ? plan.runs[0] : 0;
@@ -48,6 +59,8 @@ __global__ void __launch_bounds__(kHeadThreads, 3)
 
   float weight[2][E], dweight[2][E] = {}, dbias[2][E] = {};
   load_vector<X>(side.weight, at, 1.f, weight);
+  const float alpha = kDyT ? element(side.alpha, 0, 0.f) : 0.f;
+  float dalpha[1] = {};
   for (int64_t row = first + warp; row < last; row += kHeadWarps) {
     const int64_t sample = row / side.tokens, token = row % side.tokens;
     const Angles<E> angles = load_angles<E>(side, token, at, a.interleaved);
@@ -62,12 +75,18 @@ __global__ void __launch_bounds__(kHeadThreads, 3)
         decode(load<X, E>(side.grad.data, grad_at + h * side.grad.head_stride + at.second), dn[1]);
       }
       Scale scale;
+      Pack<X, E> packs[2];  // zeros where there is nothing
       if (side.x.data) {
         if (mine) {
-          decode(load<X, E>(side.x.data, x_at + h * side.x.head_stride + at.first), n[0]);
-          decode(load<X, E>(side.x.data, x_at + h * side.x.head_stride + at.second), n[1]);
+          packs[0] = load<X, E>(side.x.data, x_at + h * side.x.head_stride + at.first);
+          packs[1] = load<X, E>(side.x.data, x_at + h * side.x.head_stride + at.second);
+          decode(packs[0], n[0]);
+          decode(packs[1], n[1]);
         }
-        scale = normalise(a, n, mine, plan.lanes, plan.inverse_dim);
+        if constexpr (kDyT)
+          squash(n, alpha);
+        else
+          scale = normalise(a, n, mine, plan.lanes, plan.inverse_dim);
       }
       turn(dn, angles, at, a.interleaved, -1.f);
       float sum[2] = {};
@@ -84,8 +103,21 @@ __global__ void __launch_bounds__(kHeadThreads, 3)
           sum[1] = fmaf(dn[half][e], n[half][e], sum[1]);
         }
       }
+      if constexpr (kDyT) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          float x[E];
+          decode(packs[half], x);
+#pragma unroll
+          for (int e = 0; e < E; ++e) {
+            const float inner = dn[half][e] * fmaf(-n[half][e], n[half][e], 1.f);
+            dalpha[0] = fmaf(inner, x[e], dalpha[0]);
+            dn[half][e] = inner * alpha;
+          }
+        }
+      }
       if (!side.dx) continue;
-      if (a.norm != HeadNorm::None) {
+      if (!kDyT && a.norm != HeadNorm::None) {
         slot_sum(sum, plan.lanes);
         const float mean = a.norm == HeadNorm::Layer ? sum[0] * scale.reach : 0.f, along = sum[1] * scale.reach;
 #pragma unroll
@@ -101,8 +133,12 @@ __global__ void __launch_bounds__(kHeadThreads, 3)
     }
   }
 
-  if (!side.dweight && !side.dbias) return;
+  if (!side.dweight && !side.dbias && !(kDyT && side.dalpha)) return;
   // Slots of a warp, then warps of the block, in order.
+  if constexpr (kDyT) {
+    warp_sum(dalpha);
+    if (lane == 0) shared_alpha[warp] = dalpha[0];
+  }
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
 #pragma unroll
@@ -121,16 +157,19 @@ __global__ void __launch_bounds__(kHeadThreads, 3)
   }
   __syncthreads();
   const int dim = static_cast<int>(a.dim);
+  float* sums = plan.sums[which] + run * (2 * dim + kDyT);
   for (int i = threadIdx.x; i < 2 * dim; i += kHeadThreads) {
     float total = 0.f;
     for (int w = 0; w < kHeadWarps; ++w) total += shared[w][i / dim][i % dim];
-    plan.sums[which][run * 2 * dim + i] = total;
+    sums[i] = total;
   }
+  if constexpr (kDyT) store_warps(shared_alpha, sums + 2 * dim);
 }
 
 // A block takes a run of tokens, a warp one head of it at a time; the sums of a column belong to one lane of each warp,
-// and to one address of the block's 2 * Dh in the workspace, taken in turn by the warps.
-static __global__ void __launch_bounds__(kHeadThreads)
+// and to one address of the block's in the workspace, taken in turn by the warps.
+template <bool kDyT>
+__global__ void __launch_bounds__(kHeadThreads)
     rotary_backward_any(const __grid_constant__ RotaryBackward a, const __grid_constant__ BackwardPlan plan,
                         const Origin origin) {
   int64_t run = origin.x + blockIdx.x;
@@ -140,8 +179,9 @@ static __global__ void __launch_bounds__(kHeadThreads)
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t rows = a.batch * side.tokens * side.heads, each = plan.run_tokens[which] * side.heads;
   const int64_t first = run * each, last = first + each < rows ? first + each : rows;
-  const bool wanted = side.dweight || side.dbias;
-  float* sums = wanted ? plan.sums[which] + run * 2 * a.dim : nullptr;
+  const bool wanted = side.dweight || side.dbias || (kDyT && side.dalpha);
+  float* sums = wanted ? plan.sums[which] + run * (2 * a.dim + kDyT) : nullptr;
+  float dalpha[1] = {};
   for (int64_t i = threadIdx.x; wanted && i < 2 * a.dim; i += kHeadThreads) sums[i] = 0.f;
   __syncthreads();
 
@@ -150,13 +190,14 @@ static __global__ void __launch_bounds__(kHeadThreads)
     const bool mine = row < last;  // a warp without a head waits at the barriers with the others
     const int64_t h = row % side.heads, token = row / side.heads % side.tokens, sample = row / side.heads / side.tokens;
     const float *cos = side.cos + token * side.cos_stride, *sin = side.sin + token * side.sin_stride;
-    AnyHead head{}, grad{};
+    AnyHead<kDyT> head{};
+    AnyHead<false> grad{};
     Scale scale;
     if (mine) {
       grad = {side.grad.data, side.grad.dtype,
               sample * side.grad.batch_stride + token * side.grad.token_stride + h * side.grad.head_stride, 0.f, 1.f};
       const int64_t x_at = sample * side.x.batch_stride + token * side.x.token_stride + h * side.x.head_stride;
-      if (side.x.data) head = any_head(a, side.x, x_at, plan.inverse_dim, scale);
+      if (side.x.data) head = any_head<kDyT>(a, side, x_at, plan.inverse_dim, scale);
     }
     // f(column, dy, n) for this lane's columns.
     const auto each_column = [&](auto f) {
@@ -168,7 +209,14 @@ static __global__ void __launch_bounds__(kHeadThreads)
       }
       for (int64_t c = 2 * a.half + lane; c < a.dim; c += 32) f(c, grad.raw(c), side.x.data ? head(c) : 0.f);
     };
-    if (mine && side.dx) {
+    if constexpr (kDyT) {
+      if (mine)
+        each_column([&](int64_t c, float dy, float n) {
+          const float inner = dy * element(side.weight, c, 1.f) * fmaf(-n, n, 1.f);
+          dalpha[0] = fmaf(inner, head.raw(c), dalpha[0]);
+          if (side.dx) put(side.dx, side.grad.dtype, row * a.dim + c, inner * head.scale);
+        });
+    } else if (mine && side.dx) {
       float sum[2] = {};
       if (a.norm != HeadNorm::None) {
         each_column([&](int64_t c, float dy, float n) {
@@ -194,6 +242,13 @@ static __global__ void __launch_bounds__(kHeadThreads)
       __syncthreads();
     }
   }
+  if constexpr (kDyT) {
+    __shared__ float shared_alpha[kHeadWarps];
+    warp_sum(dalpha);
+    if (lane == 0) shared_alpha[warp] = dalpha[0];
+    __syncthreads();
+    if (wanted) store_warps(shared_alpha, sums + 2 * a.dim);
+  }
 }
 
 struct SumsPlan {
@@ -201,31 +256,32 @@ struct SumsPlan {
     const float* from = nullptr;
     void* to = nullptr;
     DType dtype = DType::F32;
-    int64_t runs = 0;
-  } parts[4];
-  int64_t dim = 0;
+    int64_t runs = 0, columns = 0;
+  } parts[6];
+  int64_t stride = 0;  // from one run to the next
 };
 
-// to[c] = from[c] + from[2 Dh + c] + ..., `runs` of them; one part for each block row.
+// to[c] = from[c] + from[stride + c] + ..., `runs` of them; one part for each block row.
 static __global__ void __launch_bounds__(kSumColumns* kSumRows)
     rotary_backward_sums(const __grid_constant__ SumsPlan plan, const Origin origin) {
   __shared__ float shared[kSumRows][kSumColumns];
   const int64_t column = (origin.x + blockIdx.x) * kSumColumns + threadIdx.x;
   const SumsPlan::Part& part = plan.parts[origin.y + blockIdx.y];
   float sum = 0.f;
-  if (column < plan.dim) {
+  if (column < part.columns) {
 #pragma unroll 4
-    for (int64_t run = threadIdx.y; run < part.runs; run += kSumRows) sum += part.from[run * 2 * plan.dim + column];
+    for (int64_t run = threadIdx.y; run < part.runs; run += kSumRows) sum += part.from[run * plan.stride + column];
   }
   shared[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
-  if (threadIdx.y > 0 || column >= plan.dim) return;
+  if (threadIdx.y > 0 || column >= part.columns) return;
 #pragma unroll
   for (int row = 1; row < kSumRows; ++row) sum += shared[row][threadIdx.x];
   put(part.to, part.dtype, column, sum);
 }
 
-inline bool wanted(const RotaryBackwardSide& side) { return side.dx || side.dweight || side.dbias; }
+inline bool sums_wanted(const RotaryBackwardSide& side) { return side.dweight || side.dbias || side.dalpha; }
+inline bool wanted(const RotaryBackwardSide& side) { return side.dx || sums_wanted(side); }
 
 // Runs of equal length: each at least 4 tokens, one for each warp, and at most kMaxRuns in all.
 inline int64_t run_tokens(const RotaryShape& s, const RotarySide& side) {
@@ -248,6 +304,14 @@ inline bool backward_by_vectors(const RotaryBackward& a, DType dtype) {
   return fits;
 }
 
+template <bool kDyT>
+auto backward_kernel(DType dtype, bool vectors) {
+  if (!vectors) return rotary_backward_any<kDyT>;
+  return dtype == DType::F32   ? rotary_backward_heads<DType::F32, kDyT>
+         : dtype == DType::F16 ? rotary_backward_heads<DType::F16, kDyT>
+                               : rotary_backward_heads<DType::BF16, kDyT>;
+}
+
 inline void launch_backward(const RotaryBackward& a, cudaStream_t stream) {
   const DType dtype = a.sides[runs(a, a.sides[0]) ? 0 : 1].grad.dtype;
   const int elements = 16 / element_size(dtype);
@@ -256,7 +320,7 @@ inline void launch_backward(const RotaryBackward& a, cudaStream_t stream) {
   plan.inverse_dim = 1.f / static_cast<float>(a.dim);
   plan.lanes = vectors ? slot_lanes(a.dim, elements) : 32;
   SumsPlan sums;
-  sums.dim = a.dim;
+  sums.stride = rotary_sums(a);
   int parts = 0;
   float* workspace = a.workspace;
   for (int s = 0; s < 2; ++s) {
@@ -265,15 +329,13 @@ inline void launch_backward(const RotaryBackward& a, cudaStream_t stream) {
     if (!plan.runs[s]) continue;
     plan.run_tokens[s] = run_tokens(a, side);
     plan.sums[s] = workspace;
-    if (side.dweight) sums.parts[parts++] = {workspace, side.dweight, side.weight.dtype, plan.runs[s]};
-    if (side.dbias) sums.parts[parts++] = {workspace + a.dim, side.dbias, side.bias.dtype, plan.runs[s]};
-    if (side.dweight || side.dbias) workspace += plan.runs[s] * 2 * a.dim;
+    if (side.dweight) sums.parts[parts++] = {workspace, side.dweight, side.weight.dtype, plan.runs[s], a.dim};
+    if (side.dbias) sums.parts[parts++] = {workspace + a.dim, side.dbias, side.bias.dtype, plan.runs[s], a.dim};
+    if (side.dalpha) sums.parts[parts++] = {workspace + 2 * a.dim, side.dalpha, side.alpha.dtype, plan.runs[s], 1};
+    if (sums_wanted(side)) workspace += plan.runs[s] * sums.stride;
   }
-  auto kernel = rotary_backward_any;
-  if (vectors)
-    kernel = dtype == DType::F32   ? rotary_backward_heads<DType::F32>
-             : dtype == DType::F16 ? rotary_backward_heads<DType::F16>
-                                   : rotary_backward_heads<DType::BF16>;
+  const bool dyt = a.norm == HeadNorm::DyT;
+  const auto kernel = dyt ? backward_kernel<true>(dtype, vectors) : backward_kernel<false>(dtype, vectors);
   launch(kernel, plan.runs[0] + plan.runs[1], 1, dim3(kHeadThreads), stream, a, plan);
   if (parts)
     launch(rotary_backward_sums, ceil_div(a.dim, kSumColumns), parts, dim3(kSumColumns, kSumRows), stream, sums);

@@ -13,6 +13,8 @@
 // k of one dtype, weight and bias of that or fp32.
 //
 // rotary_forward_any: a warp takes one head, element by element.  Any Dh, R, alignment, strides and dtypes.
+//
+// DyT, whose norm is tanh(alpha x), has both kernels once more.
 #pragma once
 #include "rotary_math.cuh"
 
@@ -29,7 +31,7 @@ struct ForwardPlan {
 };
 
 // Registers: 5 blocks on a multiprocessor leave 96 to a thread, and have 40 KB of reads in flight together.
-template <DType X>
+template <DType X, bool kDyT>
 __global__ void __launch_bounds__(kHeadThreads, 5)
     rotary_forward_heads(const __grid_constant__ RotaryForward a, const __grid_constant__ ForwardPlan plan,
                          const Origin origin) {
@@ -57,13 +59,17 @@ __global__ void __launch_bounds__(kHeadThreads, 5)
   const Angles<E> angles = load_angles<E>(side, token, at, a.interleaved);
   float weight[2][E];
   load_vector<X>(side.weight, at, 1.f, weight);
+  const float alpha = kDyT ? element(side.alpha, 0, 0.f) : 0.f;
 #pragma unroll
   for (int r = 0; r < kForwardRows; ++r) {
     const int64_t h = first + r * slots;
     float v[2][E];
     decode(packs[r][0], v[0]);
     decode(packs[r][1], v[1]);
-    normalise(a, v, at.inside, plan.lanes, plan.inverse_dim);
+    if constexpr (kDyT)
+      squash(v, alpha);
+    else
+      normalise(a, v, at.inside, plan.lanes, plan.inverse_dim);
     if (!at.inside || h >= side.heads) continue;
     if (side.bias.data) {  // rare, so that it is not kept
       float bias[2][E];
@@ -84,7 +90,8 @@ __global__ void __launch_bounds__(kHeadThreads, 5)
   }
 }
 
-// One element of a head, normalised.
+// One element of a head, normalised; DyT's scale is alpha.
+template <bool kDyT>
 struct AnyHead {
   const void* data;
   DType dtype;
@@ -96,14 +103,22 @@ struct AnyHead {
     load_any(data, dtype, at + column, value);
     return value[0];
   }
-  __device__ float operator()(int64_t column) const { return (raw(column) - mean) * scale; }
+  __device__ float operator()(int64_t column) const {
+    if constexpr (kDyT) return tanhf(scale * raw(column));
+    return (raw(column) - mean) * scale;
+  }
 };
 
 // The head as it lies, and what its norm found; a whole warp calls this.
-__device__ inline AnyHead any_head(const RotaryShape& s, const Heads& heads, int64_t at, float inverse_dim,
-                                   Scale& scale) {
-  AnyHead head{heads.data, heads.dtype, at, 0.f, 1.f};
+template <bool kDyT>
+__device__ inline AnyHead<kDyT> any_head(const RotaryShape& s, const RotarySide& side, int64_t at, float inverse_dim,
+                                         Scale& scale) {
+  AnyHead<kDyT> head{side.x.data, side.x.dtype, at, 0.f, 1.f};
   scale = {};
+  if constexpr (kDyT) {
+    head.scale = element(side.alpha, 0, 0.f);
+    return head;
+  }
   if (s.norm == HeadNorm::None) return head;
   float sum[1] = {};
   if (s.norm == HeadNorm::Layer) {
@@ -122,13 +137,6 @@ __device__ inline AnyHead any_head(const RotaryShape& s, const Heads& heads, int
   return head;
 }
 
-__device__ inline float element(const HeadVector& vector, int64_t column, float otherwise) {
-  if (!vector.data) return otherwise;
-  float value[1];
-  load_any(vector.data, vector.dtype, column, value);
-  return value[0];
-}
-
 // Columns of turned pair `pair`.
 __device__ inline int64_t first_of(const RotaryShape& s, int64_t pair) { return s.interleaved ? 2 * pair : pair; }
 __device__ inline int64_t second_of(const RotaryShape& s, int64_t pair) {
@@ -141,7 +149,8 @@ __device__ inline void put(void* data, DType dtype, int64_t at, float v) {
 }
 
 // Registers: 64; ptxas left to itself spills to stay at 40.
-static __global__ void __launch_bounds__(kHeadThreads, 8)
+template <bool kDyT>
+__global__ void __launch_bounds__(kHeadThreads, 8)
     rotary_forward_any(const __grid_constant__ RotaryForward a, const __grid_constant__ ForwardPlan plan,
                        const Origin origin) {
   int64_t row = (origin.x + blockIdx.x) * kHeadWarps + threadIdx.x / 32;
@@ -152,7 +161,7 @@ static __global__ void __launch_bounds__(kHeadThreads, 8)
   const int64_t h = row % side.heads, token = row / side.heads % side.tokens, sample = row / side.heads / side.tokens;
   const int64_t from = sample * side.x.batch_stride + token * side.x.token_stride + h * side.x.head_stride;
   Scale scale;
-  const AnyHead head = any_head(a, side.x, from, plan.inverse_dim, scale);
+  const AnyHead<kDyT> head = any_head<kDyT>(a, side, from, plan.inverse_dim, scale);
   const auto y = [&](int64_t c) { return fmaf(head(c), element(side.weight, c, 1.f), element(side.bias, c, 0.f)); };
   const auto out = [&](int64_t c, float v) { put(side.out, side.x.dtype, row * a.dim + c, v); };
   for (int64_t pair = threadIdx.x % 32; pair < a.half; pair += 32) {
@@ -176,6 +185,14 @@ inline bool forward_by_vectors(const RotaryForward& a, DType dtype) {
   return fits;
 }
 
+template <bool kDyT>
+auto forward_kernel(DType dtype, bool vectors) {
+  if (!vectors) return rotary_forward_any<kDyT>;
+  return dtype == DType::F32   ? rotary_forward_heads<DType::F32, kDyT>
+         : dtype == DType::F16 ? rotary_forward_heads<DType::F16, kDyT>
+                               : rotary_forward_heads<DType::BF16, kDyT>;
+}
+
 inline void launch_forward(const RotaryForward& a, cudaStream_t stream) {
   const DType dtype = a.sides[there(a, a.sides[0]) ? 0 : 1].x.dtype;
   const int elements = 16 / element_size(dtype);
@@ -188,11 +205,8 @@ inline void launch_forward(const RotaryForward& a, cudaStream_t stream) {
     plan.pieces[s] = vectors ? ceil_div(side.heads, 32 / plan.lanes * kForwardRows) : side.heads;
     plan.warps[s] = a.batch * side.tokens * plan.pieces[s];
   }
-  auto kernel = rotary_forward_any;
-  if (vectors)
-    kernel = dtype == DType::F32   ? rotary_forward_heads<DType::F32>
-             : dtype == DType::F16 ? rotary_forward_heads<DType::F16>
-                                   : rotary_forward_heads<DType::BF16>;
+  const bool dyt = a.norm == HeadNorm::DyT;
+  const auto kernel = dyt ? forward_kernel<true>(dtype, vectors) : forward_kernel<false>(dtype, vectors);
   launch(kernel, ceil_div(plan.warps[0] + plan.warps[1], kHeadWarps), 1, dim3(kHeadThreads), stream, a, plan);
 }
 

@@ -142,6 +142,20 @@ __device__ inline Scale normalise(const RotaryShape& s, float (&v)[2][E], bool i
   return scale;
 }
 
+__device__ inline float element(const HeadVector& vector, int64_t column, float otherwise) {
+  if (!vector.data) return otherwise;
+  float value[1];
+  load_any(vector.data, vector.dtype, column, value);
+  return value[0];
+}
+
+// DyT of the lane's part of a head, in place.
+template <int E>
+__device__ inline void squash(float (&v)[2][E], float alpha) {
+#pragma unroll
+  for (int e = 0; e < E; ++e) v[0][e] = tanhf(alpha * v[0][e]), v[1][e] = tanhf(alpha * v[1][e]);
+}
+
 // ---- the host's choice -------------------------------------------------------------------------------------------
 inline bool starts_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 

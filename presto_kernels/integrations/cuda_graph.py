@@ -8,7 +8,7 @@ are copied in, and outputs are copied out so that the next call does not write o
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ class Captured:
             return self.model(*args, **kwargs)
         key = (str(spec), self.model.training, tuple(_description(leaf) for leaf in leaves))
         graph = self._kept.get(key)
-        if graph is None or graph.reads != self._reads():
+        if graph is None or graph.is_stale():
             graph = self._kept[key] = self._record(leaves, spec)
         self._kept.move_to_end(key)
         while len(self._kept) > self.graphs:
@@ -53,25 +53,23 @@ class Captured:
             self._pool = torch.cuda.graph_pool_handle()
         static = [leaf.clone() if isinstance(leaf, Tensor) and leaf.is_cuda else leaf for leaf in leaves]
         args, kwargs = pytree.tree_unflatten(static, spec)
-        graph = _Graph(lambda: self.model(*args, **kwargs), [t for t in static if isinstance(t, Tensor)], self._pool)
-        graph.reads = self._reads()
-        return graph
-
-    def _reads(self) -> list[object]:
-        accelerated = [module for module in self.model.modules() if isinstance(module, Accelerated)]
-        return [held for module in accelerated for held in (module._presto, module._presto_reads())]
+        return _Graph(self.model, args, kwargs, [t for t in static if isinstance(t, Tensor)], self._pool)
 
 
 class _Graph:
-    """One shape's graph, and the memory it reads and writes.
+    """One shape's graph, and the memory it reads and writes."""
 
-    reads: what holds the rotary tables and folded weights that were recorded, should the model be restored.
-    """
-
-    reads: Sequence[object] = ()
-
-    def __init__(self, run: Callable[[], Any], inputs: list[Tensor], pool: Any) -> None:
+    def __init__(self, model: nn.Module, args: Any, kwargs: Any, inputs: list[Tensor], pool: Any) -> None:
         self.inputs = inputs
+        accelerated = [module for module in model.modules() if isinstance(module, Accelerated)]
+        self._sessions = [
+            module._presto for module in accelerated
+        ]  # hold the rotary tables, whatever becomes of the model
+        self._folding = [m for m in accelerated if type(m)._presto_reads is not Accelerated._presto_reads]
+
+        def run() -> Any:
+            return model(*args, **kwargs)
+
         device = next(t.device for t in inputs if t.is_cuda)
         with torch.cuda.device(device):
             side = torch.cuda.Stream()
@@ -83,6 +81,11 @@ class _Graph:
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph, pool=pool):
                 self.output = run()
+        self._folded = [module._presto_reads() for module in self._folding]
+
+    def is_stale(self) -> bool:
+        """Whether folded weights have been replaced since; those written in place are folded anew in place."""
+        return self._folded != [module._presto_reads() for module in self._folding]
 
     def replay(self, tensors: list[Tensor]) -> Any:
         for mine, given in zip(self.inputs, tensors, strict=True):

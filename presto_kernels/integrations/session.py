@@ -13,10 +13,22 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from presto_kernels import backends
+from presto_kernels.integrations.modules import class_name, hooked
 
 MASKS = ("faithful", "exact")
 PROMPTS = 4  # kept at a time: with and without the prompt, and as many again
 TABLES = 64  # angles and their cosines; the blocks of a decoder have a table each
+
+_FIXED = {
+    "torch.nn.modules.linear.Linear",
+    "torch.nn.modules.linear.Identity",
+    "torch.nn.modules.activation.SiLU",
+    "torch.nn.modules.container.Sequential",
+    "torch.nn.modules.normalization.LayerNorm",
+    "torch.nn.modules.normalization.RMSNorm",
+    "diffusers.models.normalization.RMSNorm",
+    "diffusers.models.transformers.transformer_stable_audio3.StableAudio3RMSNorm",
+}
 
 
 @dataclass(frozen=True)
@@ -164,10 +176,10 @@ def _identity(value: object) -> Hashable:
 
 
 def _is_fixed(layer: nn.Module) -> bool:
-    """Whether a layer computes the same as long as its parameters do: adapters and parametrizations are switched."""
-    return all(
-        type(part) in (nn.Linear, nn.SiLU, nn.Identity, nn.Sequential) and not parametrize.is_parametrized(part)
-        for part in layer.modules()
+    """Whether a layer computes the same as long as its parameters do: adapters and parametrizations are switched, and
+    hooks may do anything."""
+    return not any(
+        class_name(part) not in _FIXED or hooked(part) or parametrize.is_parametrized(part) for part in layer.modules()
     )
 
 

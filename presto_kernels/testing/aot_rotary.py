@@ -34,6 +34,8 @@ CALLS = (
     replace(_BASE, variant="layer, bias, half turned", norm="layer", bias=True, rotary=32),
     replace(_BASE, variant="l2", norm="l2", dim=128, rotary=128, heads=8, weight=False),
     replace(_BASE, variant="rotary alone", norm=None, weight=False),
+    replace(_BASE, variant="dyt, bias, half turned", norm="dyt", bias=True, rotary=32),
+    replace(_BASE, variant="dyt", norm="dyt"),
     replace(_BASE, variant="qk_norm_rope", dim=80, rotary=80),
 )
 
@@ -50,15 +52,18 @@ def launches(call: Call, *, batch: int = 2, tokens: int = 33) -> list[Any]:
     table = empty(tokens, call.rotary // 2, dtype=torch.float32) if call.rotary else None
     weight = empty(call.dim) if call.weight else None
     bias = empty(call.dim) if call.bias else None
+    alpha = empty(1, dtype=torch.float32) if call.norm == "dyt" else None
     tables = (table, table, None, None)
     norm = operators.NORMS[call.norm]
     forward = triton_kernels.plan_forward(
-        q, k, tables, (weight, weight, bias, bias), out, out, norm=norm, eps=1e-6, interleaved=call.interleaved
-    )
+        q, k, tables, (weight, weight, bias, bias), (alpha, alpha), out, out,
+        norm=norm, eps=1e-6, interleaved=call.interleaved,
+    )  # fmt: skip
     reads_x = call.norm is not None or call.weight
     owners = {"q": out, "k": out, "q_weight": weight, "k_weight": weight, "q_bias": bias, "k_bias": bias}
+    owners |= {"q_alpha": alpha, "k_alpha": alpha}
     backward = triton_kernels.plan_backward(
-        out, out, q if reads_x else None, k if reads_x else None, tables, (weight, weight),
+        out, out, q if reads_x else None, k if reads_x else None, tables, (weight, weight), (alpha, alpha),
         {name: owner for name, owner in owners.items() if owner is not None},
         norm=norm, eps=1e-6, interleaved=call.interleaved,
     )  # fmt: skip

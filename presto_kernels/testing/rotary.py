@@ -13,7 +13,9 @@ from presto_kernels.ops.rotary import reference
 from presto_kernels.ops.rotary.api import qk_norm_rope
 from presto_kernels.testing.tolerance import Outcome, within
 
-TENSORS = ("q", "k", "cos", "sin", "k_cos", "k_sin", "q_weight", "k_weight", "q_bias", "k_bias")
+TENSORS = (
+    "q", "k", "cos", "sin", "k_cos", "k_sin", "q_weight", "k_weight", "q_bias", "k_bias", "q_alpha", "k_alpha"
+)  # fmt: skip
 TABLES = ("cos", "sin", "k_cos", "k_sin")
 _ROWWISE = ("q", "k")
 
@@ -40,6 +42,8 @@ class Case:
     bias: bool = False
     norm: str | None = "rms"
     eps: float = 1e-6
+    alpha: float = 1.5  # with norm "dyt", q's; k's is half of it
+    alpha_axes: int = 1
     interleaved: bool = False
     layout: str = "fused"
     offset: float = 0.0
@@ -88,20 +92,23 @@ class Case:
                 made[f"{side}_weight"] = normal(self.dim, dtype=dtype)
             if self.bias:
                 made[f"{side}_bias"] = normal(self.dim, dtype=dtype)
+            if self.norm == "dyt":
+                alpha = torch.full((1,) * self.alpha_axes, self.alpha if side == "q" else self.alpha / 2)
+                made[f"{side}_alpha"] = alpha.to(dtype).to(device)
         return {name: t if t is None or name in TABLES else t.detach().requires_grad_() for name, t in made.items()}
 
 
 def _of(side: str, inputs: dict[str, Tensor | None]) -> tuple[Tensor | None, ...]:
-    """x, cos, sin, weight, bias of q or k."""
+    """x, cos, sin, weight, bias, alpha of q or k."""
     tables = ("k_cos", "k_sin") if side == "k" and inputs["k_cos"] is not None else ("cos", "sin")
-    return tuple(inputs[name] for name in (side, *tables, f"{side}_weight", f"{side}_bias"))
+    return tuple(inputs[name] for name in (side, *tables, f"{side}_weight", f"{side}_bias", f"{side}_alpha"))
 
 
 def plain(case: Case, inputs: dict[str, Tensor | None]) -> tuple[Tensor, ...]:
     """What a PyTorch user writes: the norm in the dtype that comes in, the rotation in fp32."""
     outputs = []
     for side in ("q", "k"):
-        x, cos, sin, weight, bias = _of(side, inputs)
+        x, cos, sin, weight, bias, alpha = _of(side, inputs)
         if x is None:
             continue
         y = x
@@ -111,6 +118,8 @@ def plain(case: Case, inputs: dict[str, Tensor | None]) -> tuple[Tensor, ...]:
             y = F.layer_norm(x, (case.dim,), eps=case.eps)
         elif case.norm == "l2":
             y = F.normalize(x, dim=-1, eps=case.eps)
+        elif case.norm == "dyt":
+            y = torch.tanh(alpha * x)
         if weight is not None:
             y = y * weight
         if bias is not None:
@@ -125,9 +134,9 @@ def oracle(case: Case, inputs: dict[str, Tensor | None]) -> tuple[Tensor, ...]:
     """The formula, on float64 inputs."""
     outputs = []
     for side in ("q", "k"):
-        x, cos, sin, weight, bias = _of(side, inputs)
+        x, cos, sin, weight, bias, alpha = _of(side, inputs)
         if x is not None:
-            outputs.append(reference.norm_rope(x, cos, sin, weight, bias, case.norm, case.eps, case.interleaved))
+            outputs.append(reference.norm_rope(x, cos, sin, weight, bias, alpha, case.norm, case.eps, case.interleaved))
     return tuple(outputs)
 
 
@@ -144,6 +153,17 @@ def gradients(
     given = {name: t for name, t in inputs.items() if t is not None and name not in TABLES}
     upstream = tuple(g.to(o.dtype) for g, o in zip(upstream, outputs, strict=True))
     return dict(zip(given, torch.autograd.grad(outputs, list(given.values()), upstream), strict=True))
+
+
+def _sum_size(case: Case, wide: dict[str, Tensor | None], side: str, upstream: tuple[Tensor, ...]) -> Tensor:
+    """The norm of the terms of dalpha: what its rounding error goes by, however far the terms cancel."""
+    x, alpha = wide[side], wide[f"{side}_alpha"]
+    assert x is not None and alpha is not None
+    each = alpha.detach().expand(x.shape).clone().requires_grad_()
+    place = ("q", "k").index(side)
+    output = oracle(case, wide | {f"{side}_alpha": each})[place]
+    (terms,) = torch.autograd.grad(output, each, upstream[place].double())
+    return terms.norm()
 
 
 def judge(
@@ -171,23 +191,19 @@ def judge(
     generator = torch.Generator().manual_seed(case.seed + 1)
     upstream = tuple(torch.randn(y.shape, generator=generator).to(y.dtype).to(device) for y in ours)
     usual_gradients, right_gradients = gradients(common, inputs, upstream), gradients(truth, wide, upstream)
-    for name, gradient in gradients(ours, inputs, upstream).items():
+    found = gradients(ours, inputs, upstream)
+    for name, gradient in found.items():
         owner = inputs[name]
         assert owner is not None
         if gradient.dtype != owner.dtype or gradient.shape != owner.shape:
             raise AssertionError(f"the gradient of {name} is {gradient.dtype} {list(gradient.shape)}")
         # Gradients pass through tensors of q's and k's dtypes, whatever their own.
         eps = max(torch.finfo(t.dtype).eps for t in (owner, *ours))
-        outcomes.append(
-            within(
-                f"d{name}",
-                gradient,
-                right_gradients[name],
-                usual_gradients[name],
-                rowwise=name in _ROWWISE,
-                eps=eps,
-            )
-        )
+        compared = [of[name] for of in (found, right_gradients, usual_gradients)]
+        if name.endswith("_alpha") and owner.numel():  # compared as if it stood beside something of its terms' size
+            beside = torch.copysign(_sum_size(case, wide, name[0], upstream), compared[1])
+            compared = [t.double() + beside for t in compared]
+        outcomes.append(within(f"d{name}", *compared, rowwise=name in _ROWWISE, eps=eps))
     return outcomes
 
 
@@ -229,5 +245,11 @@ def cases(dtypes: tuple[torch.dtype, ...] = DTYPES) -> list[Case]:
             replace(base, layout="permuted", dim=48, rotary=24),
             replace(base, layout="strided", dim=24, rotary=24),
             replace(base, layout="plain", tokens=131, heads=2),
+            replace(base, norm="dyt", rotary=32, bias=True, alpha_axes=0),
+            replace(base, norm="dyt", dim=128, rotary=128, k_heads=2, affine_dtype=wider, alpha=4.0),
+            replace(base, norm="dyt", dim=80, rotary=40, tokens=5, k_tokens=9, k_heads=1, bias=True),
+            replace(base, norm="dyt", dim=17, rotary=10, tokens=67, weight=False, interleaved=True),
+            replace(base, norm="dyt", interleaved=True, k_heads=0),
+            replace(base, norm="dyt", dim=1, rotary=0, tokens=2, heads=1, layout="plain"),
         ]
     return made

@@ -26,6 +26,7 @@ READ_AGAIN = {
     "attention_cross": ("q", "k", "v"),
     "swiglu": ("x",),
     "geglu": ("x",),
+    "singlu": ("x",),
     "snake": ("x", "alpha", "beta"),
     "edm_denoise": (),
 }

@@ -55,6 +55,14 @@ def test_snake_of_large_arguments(backend):
 
 
 @pytest.mark.parametrize("backend", KERNELS)
+def test_singlu_of_whole_half_and_large_gates(backend):
+    gate = torch.tensor([0.0, 0.5, 1.0, -0.5, 1.5, 1001.0, 4194303.5, 8388607.0, 3e38], device="cuda")
+    right = torch.tensor([0.0, 1.0, 0.0, -1.0, -1.0, 0.0, -1.0, 0.0, 0.0], device="cuda")
+    with presto_kernels.use_backend(backend):
+        assert torch.equal(presto_kernels.singlu(torch.cat([torch.ones_like(gate), gate])), right)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("op", OPS)
 def test_gradients_are_bitwise_the_same_on_every_run(backend, op):
     seen = []

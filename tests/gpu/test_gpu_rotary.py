@@ -12,6 +12,7 @@ from presto_kernels.testing.rotary import Case, cases, gradients, judge, run
 BACKENDS = ("cuda", "triton", "reference")
 KERNELS = ("cuda", "triton")
 BIG = Case(batch=2, tokens=1379, heads=16, dtype=torch.bfloat16, bias=True)
+DYT = replace(BIG, norm="dyt", rotary=32)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -40,6 +41,7 @@ def test_lengths(backend, tokens):
     with presto_kernels.use_backend(backend):
         check(judge(replace(BIG, tokens=tokens), device="cuda"))
         check(judge(replace(BIG, tokens=tokens, k_tokens=77, k_heads=4), device="cuda"))
+        check(judge(replace(DYT, tokens=tokens), device="cuda"))
 
 
 def forward_and_backward(case: Case, seed: int = 0) -> list[torch.Tensor]:
@@ -49,31 +51,34 @@ def forward_and_backward(case: Case, seed: int = 0) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("backend", KERNELS)
-def test_gradients_are_bitwise_the_same_on_every_run(backend):
+@pytest.mark.parametrize("case", [BIG, DYT], ids=["rms", "dyt"])
+def test_gradients_are_bitwise_the_same_on_every_run(backend, case):
     with presto_kernels.use_backend(backend):
-        seen = [forward_and_backward(BIG) for _ in range(4)]
+        seen = [forward_and_backward(case) for _ in range(4)]
     for other in seen[1:]:
         assert all(torch.equal(a, b) for a, b in zip(seen[0], other, strict=True))
 
 
-def test_triton_and_cuda_agree():
+@pytest.mark.parametrize("case", [BIG, DYT], ids=["rms", "dyt"])
+def test_triton_and_cuda_agree(case):
     """Both round fp32 results to bf16; they may differ by an ulp where fp32 sums are ordered differently."""
     results = []
     for backend in KERNELS:
         with presto_kernels.use_backend(backend), torch.no_grad():
-            results.append(run(BIG, BIG.inputs("cuda")))
+            results.append(run(case, case.inputs("cuda")))
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=2**-7, atol=1e-3)
         assert (ours != theirs).float().mean() < 0.02
 
 
 @pytest.mark.parametrize("backend", KERNELS)
-def test_a_cuda_graph_replays_forward_and_backward(backend):
-    inputs = BIG.inputs("cuda")
+@pytest.mark.parametrize("case", [BIG, DYT], ids=["rms", "dyt"])
+def test_a_cuda_graph_replays_forward_and_backward(backend, case):
+    inputs = case.inputs("cuda")
 
     def step():
         with presto_kernels.use_backend(backend):
-            outputs = run(BIG, inputs)
+            outputs = run(case, inputs)
             return [*outputs, *gradients(outputs, inputs, outputs).values()]
 
     stream = torch.cuda.Stream()
@@ -85,7 +90,7 @@ def test_a_cuda_graph_replays_forward_and_backward(backend):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = step()
-    fresh = replace(BIG, seed=1).inputs("cuda")
+    fresh = replace(case, seed=1).inputs("cuda")
     with torch.no_grad():
         for name, t in inputs.items():
             if t is not None:

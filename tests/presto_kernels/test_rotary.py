@@ -64,7 +64,9 @@ def test_any_shape_stride_and_dtype(backend, data):
         affine_dtype=data.draw(dtype),
         weight=data.draw(st.booleans()),
         bias=data.draw(st.booleans()),
-        norm=data.draw(st.sampled_from(["rms", "layer", "l2", None])),
+        norm=data.draw(st.sampled_from(["rms", "layer", "l2", "dyt", None])),
+        alpha=data.draw(st.sampled_from([0.0, 1.0, 4.0])),
+        alpha_axes=data.draw(st.integers(0, 1)),
         interleaved=data.draw(st.booleans()),
         layout=data.draw(st.sampled_from(["plain", "fused", "permuted", "strided"])),
         seed=data.draw(st.integers(0, 999)),
@@ -88,6 +90,20 @@ def test_what_rotary_means(backend):
     with presto_kernels.use_backend(backend):
         torch.testing.assert_close(quarter_turn(False).flatten(), torch.tensor([-3.0, -4.0, 1.0, 2.0, 5.0]))
         torch.testing.assert_close(quarter_turn(True).flatten(), torch.tensor([-2.0, 1.0, -4.0, 3.0, 5.0]))
+
+
+@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("dim", [64, 20])
+def test_what_dyt_means(backend, dim):
+    """Stable Audio 3's DynamicTanh: element by element, saturating, whatever the rest of the head is."""
+    q = torch.linspace(-9, 9, dim).view(1, 1, 1, dim)
+    q[..., 3] = float("inf")
+    weight, bias = torch.linspace(1, 2, dim), torch.linspace(-1, 1, dim)
+    with presto_kernels.use_backend(backend):
+        y, _ = presto_kernels.qk_norm_rope(
+            q, None, None, None, q_weight=weight, q_bias=bias, q_alpha=torch.tensor(4.0), norm="dyt", eps=1e9
+        )
+    torch.testing.assert_close(y, weight * torch.tanh(4 * q) + bias)
 
 
 @pytest.mark.parametrize("backend", backends())
@@ -136,8 +152,9 @@ def test_streamed_results_are_the_same_bit_for_bit(dtype, dim, rotary):
 
 
 @pytest.mark.parametrize("backend", backends())
-def test_gradients_are_bitwise_the_same_on_every_run_and_thread_count(backend):
-    case = Case(batch=3, tokens=301, heads=5, k_tokens=77, k_heads=2, dtype=torch.bfloat16, bias=True)
+@pytest.mark.parametrize("norm", ["rms", "dyt"])
+def test_gradients_are_bitwise_the_same_on_every_run_and_thread_count(backend, norm):
+    case = Case(batch=3, tokens=301, heads=5, k_tokens=77, k_heads=2, dtype=torch.bfloat16, bias=True, norm=norm)
     before, seen = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 2, 3):
@@ -155,7 +172,7 @@ def test_gradients_are_bitwise_the_same_on_every_run_and_thread_count(backend):
 @pytest.mark.parametrize("backend", backends())
 @pytest.mark.parametrize("empty", [{"batch": 0}, {"tokens": 0}, {"k_tokens": 0}, {"heads": 0, "k_heads": 2}])
 def test_empty(backend, empty):
-    case = replace(Case(bias=True), **empty)
+    case = replace(Case(bias=True, norm="dyt"), **empty)
     inputs = case.inputs()
     with presto_kernels.use_backend(backend):
         outputs = run(case, inputs)
@@ -163,11 +180,11 @@ def test_empty(backend, empty):
     assert [y.shape for y in outputs] == [inputs["q"].shape, inputs["k"].shape]
     for side, y in zip("qk", outputs, strict=True):
         if not y.numel():
-            assert not any(found[name].any() for name in (side, f"{side}_weight", f"{side}_bias"))
+            assert not any(found[name].any() for name in (side, f"{side}_weight", f"{side}_bias", f"{side}_alpha"))
 
 
 @pytest.mark.parametrize("backend", backends())
-@pytest.mark.parametrize("norm", ["rms", None])
+@pytest.mark.parametrize("norm", ["rms", "dyt", None])
 def test_only_the_gradients_that_are_wanted(backend, norm):
     """Every input may be frozen, and either output unused."""
     case = Case(tokens=9, bias=True, norm=norm)
@@ -254,12 +271,13 @@ def test_float64_runs_on_the_reference():
     angle = torch.randn(3, 2, dtype=torch.float64)
 
     def op(q, k, weight, bias, norm):
+        alphas = {"q_alpha": weight[:1], "k_alpha": bias[1]} if norm == "dyt" else {}
         return presto_kernels.qk_norm_rope(
-            q, k, angle.cos(), angle.sin(), q_weight=weight, k_bias=bias, norm=norm, interleaved=norm == "rms"
+            q, k, angle.cos(), angle.sin(), q_weight=weight, k_bias=bias, **alphas, norm=norm, interleaved=norm == "rms"
         )
 
     assert presto_kernels.explain("qk_norm_rope", q, k, angle.cos(), angle.sin()).backend == "reference"
-    for norm in ("rms", "layer", "l2", None):
+    for norm in ("rms", "layer", "l2", "dyt", None):
         assert torch.autograd.gradcheck(lambda *t, norm=norm: op(*t, norm), (q, k, weight, bias))
 
 
@@ -312,7 +330,30 @@ BAD = {
     "weight of another width": ({"q_weight": torch.ones(63)}, ValueError, r"q_weight must be \[64\].*got \[63\]"),
     "bias by head": ({"k_bias": torch.ones(3, 64)}, ValueError, r"k_bias must be \[64\].*got \[3, 64\]"),
     "something of k without k": ({"k": None}, ValueError, "k_weight is given but k is None"),
-    "norm is unknown": ({"norm": "batch"}, ValueError, "norm must be 'rms', 'layer', 'l2' or None, got 'batch'"),
+    "norm is unknown": ({"norm": "batch"}, ValueError, "norm must be 'rms', 'layer', 'l2', 'dyt' or None, got 'batch'"),
+    "dyt without q_alpha": ({"norm": "dyt"}, ValueError, r"norm='dyt' needs q_alpha, a tensor \[1\] or \[\]"),
+    "dyt without k_alpha": ({"norm": "dyt", "q_alpha": torch.ones(1)}, ValueError, "norm='dyt' needs k_alpha"),
+    "an alpha of another norm": ({"q_alpha": torch.ones(1)}, ValueError, "q_alpha belongs to norm='dyt'.* is 'rms'"),
+    "an alpha for each head": (
+        {"norm": "dyt", "q_alpha": torch.ones(3), "k_alpha": torch.ones(1)},
+        ValueError,
+        r"q_alpha must be \[1\] or \[\], got \[3\]",
+    ),
+    "alpha is a number": (
+        {"norm": "dyt", "q_alpha": torch.ones(1), "k_alpha": 4.0},
+        TypeError,
+        "k_alpha must be a tensor, got float",
+    ),
+    "alpha is integer": (
+        {"norm": "dyt", "q_alpha": torch.ones((), dtype=torch.int32)},
+        TypeError,
+        "q_alpha must be float32",
+    ),
+    "k_alpha without k": (
+        {"k": None, "k_weight": None, "k_alpha": torch.ones(1)},
+        ValueError,
+        "k_alpha is given but k is None",
+    ),
     "eps is negative": ({"eps": -1e-6}, ValueError, "eps must be a number >= 0, got -1e-06"),
 }
 

@@ -16,6 +16,7 @@ FORWARD = torch.ops.presto_kernels.qk_norm_rope.default
 BACKWARD = torch.ops.presto_kernels.qk_norm_rope_backward.default
 CHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
 CASE = Case(tokens=5, heads=4, k_heads=2, dim=24, rotary=16, bias=True)
+DYT = replace(CASE, norm="dyt")
 
 
 def tensors(case: Case) -> list[torch.Tensor | None]:
@@ -28,6 +29,7 @@ def test_opcheck_forward(layout, dtype):
     case = replace(CASE, layout=layout, dtype=dtype, k_tokens=7)
     torch.library.opcheck(FORWARD, (*tensors(case), 2, 1e-6, False), test_utils=CHECKS)
     torch.library.opcheck(FORWARD, (*tensors(replace(case, k_heads=0, k_tokens=None)), 0, 0.0, True), test_utils=CHECKS)
+    torch.library.opcheck(FORWARD, (*tensors(replace(case, norm="dyt")), 4, 0.0, False), test_utils=CHECKS)
 
 
 @pytest.mark.parametrize("layout", ["plain", "fused", "permuted", "strided"])
@@ -37,6 +39,9 @@ def test_opcheck_backward(layout):
     if layout == "permuted":
         grads = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in grads]
     torch.library.opcheck(BACKWARD, (*grads, *inputs, 1, 1e-6, False, 0b111111), test_utils=CHECKS)
+    inputs = tensors(replace(DYT, layout=layout))
+    torch.library.opcheck(BACKWARD, (*grads, *inputs, 4, 0.0, False, 0b11111111), test_utils=CHECKS)
+    torch.library.opcheck(BACKWARD, (*grads, *inputs, 4, 0.0, False, 0b10000000), test_utils=CHECKS)
 
 
 def test_opcheck_backward_of_parts():
@@ -46,7 +51,7 @@ def test_opcheck_backward_of_parts():
     torch.library.opcheck(BACKWARD, (*grads, *inputs, 1, 1e-6, False, 0b010100), test_utils=CHECKS)
     of_q = [None if name.startswith("k") else t for name, t in zip(CASE.inputs(), inputs, strict=True)]
     torch.library.opcheck(BACKWARD, (grads[0], None, *of_q, 2, 1e-6, False, 0b010101), test_utils=CHECKS)
-    turned = (None, grads[1], None, None, *inputs[2:6], None, None, None, None)
+    turned = (None, grads[1], None, None, *inputs[2:6], *[None] * 6)
     torch.library.opcheck(BACKWARD, (*turned, 0, 0.0, False, 0b000010), test_utils=CHECKS)
 
 
@@ -54,6 +59,7 @@ def before_attention(qkv, q_weight, k_weight, cos, sin):
     q, k, v = qkv.unflatten(-1, (3, 2, 16)).unbind(2)
     q, k = presto_kernels.qk_norm_rope(q, k, cos, sin, q_weight=q_weight, k_weight=k_weight)
     q, _ = presto_kernels.qk_norm_rope(q * 2, None, cos, sin, norm=None, interleaved=True)
+    q, _ = presto_kernels.qk_norm_rope(q, None, cos, sin, q_weight=k_weight, q_alpha=q_weight[:1], norm="dyt")
     return q * k + v
 
 

@@ -18,7 +18,7 @@ class FusedTransformer(Accelerated):
     def forward(self, x: Tensor, *more: Any, **given: Any) -> Any:
         if more or torch.compiler.is_compiling():
             return super().forward(x, *more, **given)
-        with self._presto.call_with(_flat(given.get(name) for name in OF_THE_PROMPT)):
+        with self._presto.call_with(flattened(given.get(name) for name in OF_THE_PROMPT)):
             return super().forward(x, **given)
 
 
@@ -28,7 +28,7 @@ class FusedDiT(Accelerated):
     def forward(self, x: Tensor, t: Tensor, *more: Any, **given: Any) -> Any:
         if more or given.get("cfg_dropout_prob") or torch.compiler.is_compiling():  # dropout draws anew at every call
             return super().forward(x, t, *more, **given)
-        with self._presto.call_with(_flat(given.values())):
+        with self._presto.call_with(flattened(given.values())):
             return super().forward(x, t, **given)
 
 
@@ -41,14 +41,14 @@ class FusedConstant(Accelerated):
         )
 
 
-def _flat(values: Any) -> tuple[object, ...]:
+def flattened(values: Any) -> tuple[object, ...]:
     """What lies in dictionaries and lists beside the rest, so that each tensor is known by itself."""
     flat: list[object] = []
     for value in values:
         if isinstance(value, dict):
-            flat += [*value.keys(), *_flat(value.values())]
+            flat += [*value.keys(), *flattened(value.values())]
         elif isinstance(value, list | tuple):
-            flat += _flat(value)
+            flat += flattened(value)
         else:
             flat.append(value)
     return tuple(flat)

@@ -9,8 +9,9 @@
             dalpha = k sum grad * x * 2 sin cos          dbeta = -k^2 sum grad * sin^2       over B and T
 
 Everything is fp32 and each result is rounded once, to the dtype of what it belongs to.  Sine and cosine of snake are
-those of libdevice, of the gate those of triton_common; all are right for any argument.  Sums are added in an order that the shape alone fixes: a program sums CHUNK elements
-of one row, a second kernel the programs' sums of one channel.  There are no atomics.
+those of libdevice, of the gate those of triton_common; all are right for any argument.  Sums are added in an order that
+the shape alone fixes: a program sums CHUNK elements of one row, a second kernel the programs' sums of one channel.
+There are no atomics.
 
 Bytes for each element of y, of s bytes: glu 3 s, backward 5 s; snake 2 s, backward 3 s (and 8 bytes for each chunk of
 a row, written and read).

@@ -6,9 +6,10 @@
     out = rotary(norm(x) * weight + bias)          for x = q ``[B, N, H, Dh]`` and x = k ``[B, Nk, Hkv, Dh]``
 
 forward  -> (q', k'): contiguous, each in its own dtype.
-backward -> (dq, dk, dq_weight, dk_weight, dq_bias, dk_bias), each with the shape and dtype of what it belongs to; bit
-i of ``needs`` asks for output i.  q and k are needed where there is a norm or a weight, and may be left out elsewhere:
-the statistics are computed anew from the row, which the backward reads anyway, instead of being kept.
+backward -> (dq, dk, dq_weight, dk_weight, dq_bias, dk_bias, dq_alpha, dk_alpha), each with the shape and dtype of what
+it belongs to; bit i of ``needs`` asks for output i.  q and k are needed where there is a norm or a weight, and may be
+left out elsewhere: the statistics are computed anew from the row, which the backward reads anyway, instead of being
+kept.  alphas are ``[1]``, and come with the norm "dyt" alone.
 What is not there (k' without k, a gradient not asked for) is a tensor of shape [0]: a schema cannot return None.
 """
 
@@ -19,26 +20,29 @@ from torch import Tensor
 
 from presto_kernels.ops.operators import define
 
-NORMS = {None: 0, "layer": 1, "rms": 2, "l2": 3}
+NORMS = {None: 0, "layer": 1, "rms": 2, "l2": 3, "dyt": 4}
 
 _TABLES = "Tensor? cos, Tensor? sin, Tensor? k_cos, Tensor? k_sin"
-_AFFINE = "Tensor? q_weight, Tensor? k_weight, Tensor? q_bias, Tensor? k_bias"
+_AFFINE = "Tensor? q_weight, Tensor? k_weight, Tensor? q_bias, Tensor? k_bias, Tensor? q_alpha, Tensor? k_alpha"
 _OPTIONS = "int norm, float eps, bool interleaved"
 _FORWARD = f"(Tensor q, Tensor? k, {_TABLES}, {_AFFINE}, {_OPTIONS}) -> (Tensor, Tensor)"
 _BACKWARD = (
     f"(Tensor? grad_q, Tensor? grad_k, Tensor? q, Tensor? k, {_TABLES}, {_AFFINE}, {_OPTIONS}, int needs)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
 
-def _forward_fake(q, k, cos, sin, k_cos, k_sin, q_weight, k_weight, q_bias, k_bias, norm, eps, interleaved):
+def _forward_fake(
+    q, k, cos, sin, k_cos, k_sin, q_weight, k_weight, q_bias, k_bias, q_alpha, k_alpha, norm, eps, interleaved
+):  # fmt: skip
     return q.new_empty(q.shape), q.new_empty(0) if k is None else k.new_empty(k.shape)
 
 
 def _backward_fake(
-    grad_q, grad_k, q, k, cos, sin, k_cos, k_sin, q_weight, k_weight, q_bias, k_bias, norm, eps, interleaved, needs
-) -> tuple[Tensor, ...]:
-    owners = (grad_q, grad_k, q_weight, k_weight, q_bias, k_bias)
+    grad_q, grad_k, q, k, cos, sin, k_cos, k_sin, q_weight, k_weight, q_bias, k_bias, q_alpha, k_alpha, norm, eps,
+    interleaved, needs,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    owners = (grad_q, grad_k, q_weight, k_weight, q_bias, k_bias, q_alpha, k_alpha)
     like = grad_k if grad_q is None else grad_q
     return tuple(
         owner.new_empty(owner.shape) if needs >> bit & 1 else like.new_empty(0) for bit, owner in enumerate(owners)

@@ -4,7 +4,8 @@ no other.
     y   = norm(x) * weight + bias                                          per head, over Dh
     out = [y1 cos - y2 sin, y2 cos + y1 sin, rest of y]                    rounded to x's dtype
 
-with norm(x) = x / sqrt(mean(x^2) + eps)  (rms),  (x - mean) / sqrt(var + eps)  (layer),  x / max(|x|, eps)  (l2)  or x.
+with norm(x) = x / sqrt(mean(x^2) + eps)  (rms),  (x - mean) / sqrt(var + eps)  (layer),  x / max(|x|, eps)  (l2),
+tanh(alpha x)  (dyt)  or x.
 y1 and y2 are the first and the second half of the first R = 2 cos.shape[-1] elements, or, interleaved, the even and the
 odd ones of them.  Products and statistics are fp32, or float64 as soon as one input is float64.  Autograd
 differentiates it as it stands.  (Rotary: Su et al. 2021, RoFormer; the half-split form is GPT-NeoX's.)
@@ -16,10 +17,12 @@ import torch
 from torch import Tensor
 
 
-def normalise(x: Tensor, norm: str | None, eps: float) -> Tensor:
-    """norm(x) over the last axis, in x's dtype; the variance is taken of the centred row."""
+def normalise(x: Tensor, norm: str | None, eps: float, alpha: Tensor | None = None) -> Tensor:
+    """norm(x) over the last axis, in x's dtype; the variance is taken of the centred row.  ``alpha``: of "dyt"."""
     if norm is None:
         return x
+    if alpha is not None:
+        return torch.tanh(alpha.to(x.dtype) * x)
     if norm == "l2":
         return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(eps)
     if norm == "layer":
@@ -47,14 +50,15 @@ def norm_rope(
     sin: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
+    alpha: Tensor | None,
     norm: str | None,
     eps: float,
     interleaved: bool,
 ) -> Tensor:
     """One of q and k: contiguous, new, in x's dtype."""
-    given = [t for t in (x, cos, weight, bias) if t is not None]
+    given = [t for t in (x, cos, weight, bias, alpha) if t is not None]
     y = x.to(torch.float64 if any(t.dtype == torch.float64 for t in given) else torch.float32)
-    y = normalise(y, norm, eps)
+    y = normalise(y, norm, eps, alpha)
     if weight is not None:
         y = y * weight
     if bias is not None:

@@ -10,13 +10,15 @@ and backward, with dy = the incoming gradient turned by -sin, n = norm(x), dn = 
     dx      = rstd * (dn - mean(dn) - n * mean(dn * n))    (rms: without mean(dn); l2: the sum where |x| >= eps, else 0)
     dweight = sum dy * n              dbias = sum dy       over samples, tokens and heads
 
-Rounded: out and dx once to their dtype, dweight and dbias once to that of what they belong to.  Everything else is
-fp32, in registers; the statistics are computed anew in the backward.  A program walks its groups of heads in order, and
-a second kernel adds the programs' sums in order; both depend on the shape alone.  There are no atomics.
+and where norm is tanh(alpha x):  dx = alpha * dn * (1 - n^2),  dalpha = sum x * dn * (1 - n^2).
+
+Rounded: out and dx once to their dtype, dweight, dbias and dalpha once to that of what they belong to.  Everything
+else is fp32, in registers; the statistics are computed anew in the backward.  A program walks its groups of heads in
+order, and a second kernel adds the programs' sums in order; both depend on the shape alone.  There are no atomics.
 
 Bytes per head of Dh elements of s bytes: forward 2 Dh s, backward 3 Dh s (2 without norm and weight); cos and sin, 4 R
-a token, come out of L1 for all heads of a token but the first.  Column sums: 4 Dh bytes a program for each of dweight
-and dbias, written, and read again out of L2.
+a token, come out of L1 for all heads of a token but the first.  Sums: 4 Dh bytes a program for each of dweight and
+dbias and 4 for dalpha, written, and read again out of L2.
 
 Limits: Dh at most 2048 (a group of heads must fit the registers of a program); fewer than 2^31 heads of q and of k; any
 number of elements.  Heads whose halves are no multiple of 16 bytes are read narrowly.
@@ -31,7 +33,7 @@ another length.  One launch serves q and k: the first programs are q's.
 import triton
 import triton.language as tl
 
-from presto_kernels.ops.triton_common import kernel, round_to
+from presto_kernels.ops.triton_common import kernel, round_to, tanh
 
 
 @triton.jit
@@ -118,7 +120,7 @@ def _statistics(
 
 @triton.jit
 def _forward_side(
-    program, x, out, cos, sin, weight, bias, rows, tokens, eps, x_batch, x_token, x_head, cos_row, sin_row,
+    program, x, out, cos, sin, weight, bias, alpha, rows, tokens, eps, x_batch, x_token, x_head, cos_row, sin_row,
     HEADS: tl.constexpr, NORM: tl.constexpr, INTERLEAVED: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_REST: tl.constexpr, GROUP: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
@@ -136,7 +138,13 @@ def _forward_side(
         rest_cols = tl.arange(0, BLOCK_REST)[None, :]
         rest_mask = rest_cols < REST
         rest = _load(at + 2 * HALF, rest_cols, inside & rest_mask, VECTOR)
-    if NORM != 0:
+    if NORM == 4:
+        a = tl.load(alpha).to(tl.float32)
+        first = tanh(a * first)
+        second = tanh(a * second)
+        if REST > 0:
+            rest = tanh(a * rest)
+    elif NORM != 0:
         first, second, rest, scale, _ = _statistics(
             first, second, rest, inside, eps, NORM, DIM, HALF, BLOCK, REST, BLOCK_REST
         )
@@ -182,6 +190,8 @@ def rotary_forward(
     k_weight,
     q_bias,
     k_bias,
+    q_alpha,
+    k_alpha,
     q_out,
     k_out,
     q_programs: tl.int32,
@@ -215,13 +225,14 @@ def rotary_forward(
     program = tl.program_id(0)
     if program < q_programs:
         _forward_side(
-            program, q, q_out, cos, sin, q_weight, q_bias, q_rows, q_tokens, eps, q_batch, q_token, q_head, cos_row,
-            sin_row, Q_HEADS, NORM, INTERLEAVED, DIM, HALF, BLOCK, BLOCK_REST, GROUP, VECTOR,
+            program, q, q_out, cos, sin, q_weight, q_bias, q_alpha, q_rows, q_tokens, eps, q_batch, q_token, q_head,
+            cos_row, sin_row, Q_HEADS, NORM, INTERLEAVED, DIM, HALF, BLOCK, BLOCK_REST, GROUP, VECTOR,
         )  # fmt: skip
     elif k is not None:
         _forward_side(
-            program - q_programs, k, k_out, k_cos, k_sin, k_weight, k_bias, k_rows, k_tokens, eps, k_batch, k_token,
-            k_head, k_cos_row, k_sin_row, K_HEADS, NORM, INTERLEAVED, DIM, HALF, BLOCK, BLOCK_REST, GROUP, VECTOR,
+            program - q_programs, k, k_out, k_cos, k_sin, k_weight, k_bias, k_alpha, k_rows, k_tokens, eps, k_batch,
+            k_token, k_head, k_cos_row, k_sin_row, K_HEADS, NORM, INTERLEAVED, DIM, HALF, BLOCK, BLOCK_REST, GROUP,
+            VECTOR,
         )  # fmt: skip
 
 
@@ -242,8 +253,8 @@ def _store_sums(
 
 @triton.jit
 def _backward_side(
-    program, grad, x, cos, sin, weight, dx, dweight, dbias, rows, tokens, chunk, eps, grad_batch, grad_token,
-    grad_head, x_batch, x_token, x_head, cos_row, sin_row, HEADS: tl.constexpr, NORM: tl.constexpr,
+    program, grad, x, cos, sin, weight, alpha, dx, dweight, dbias, dalpha, rows, tokens, chunk, eps, grad_batch,
+    grad_token, grad_head, x_batch, x_token, x_head, cos_row, sin_row, HEADS: tl.constexpr, NORM: tl.constexpr,
     INTERLEAVED: tl.constexpr, DIM: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, BLOCK_REST: tl.constexpr,
     GROUP: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
@@ -257,6 +268,7 @@ def _backward_side(
     bias1 = tl.zeros([GROUP, BLOCK], tl.float32)
     bias2 = tl.zeros([GROUP, BLOCK], tl.float32)
     bias3 = tl.zeros([GROUP, BLOCK_REST], tl.float32)
+    alphas = tl.zeros([GROUP, 1], tl.float32)
     done = 0
     while done < chunk:  # not range(): see the top of the file
         row = program * chunk + done + tl.arange(0, GROUP)[:, None]
@@ -288,7 +300,14 @@ def _backward_side(
             y3 = y1
             if REST > 0:
                 y3 = _load(at + 2 * HALF, rest_cols, inside & rest_mask, VECTOR)
-            if NORM != 0:
+            if NORM == 4:
+                a = tl.load(alpha).to(tl.float32)
+                x1, x2, x3 = y1, y2, y3
+                y1 = tanh(a * y1)
+                y2 = tanh(a * y2)
+                if REST > 0:
+                    y3 = tanh(a * y3)
+            elif NORM != 0:
                 y1, y2, y3, scale, reach = _statistics(
                     y1, y2, y3, inside, eps, NORM, DIM, HALF, BLOCK, REST, BLOCK_REST
                 )
@@ -308,8 +327,21 @@ def _backward_side(
             d2 *= w2
             if REST > 0:
                 d3 *= _load(weight + 2 * HALF, rest_cols, rest_mask, VECTOR)
+        if NORM == 4:
+            d1 *= 1.0 - y1 * y1
+            d2 *= 1.0 - y2 * y2
+            if REST > 0:
+                d3 *= 1.0 - y3 * y3
+            if dalpha is not None:
+                alphas += tl.sum(d1 * x1 + d2 * x2, axis=1, keep_dims=True)
+                if REST > 0:
+                    alphas += tl.sum(d3 * x3, axis=1, keep_dims=True)
+            d1 *= a
+            d2 *= a
+            if REST > 0:
+                d3 *= a
         if dx is not None:
-            if NORM != 0:
+            if NORM != 0 and NORM != 4:
                 along = tl.sum(d1 * y1 + d2 * y2, axis=1, keep_dims=True)
                 total = tl.sum(d1 + d2, axis=1, keep_dims=True)
                 if REST > 0:
@@ -334,6 +366,8 @@ def _backward_side(
         )
     if dbias is not None:
         _store_sums(dbias, program, bias1, bias2, bias3, HALF, BLOCK, INTERLEAVED, DIM, REST, BLOCK_REST, VECTOR)
+    if dalpha is not None:
+        tl.store(dalpha + program, tl.sum(alphas))
 
 
 @kernel
@@ -348,12 +382,16 @@ def rotary_backward_rows(
     k_sin,
     q_weight,
     k_weight,
+    q_alpha,
+    k_alpha,
     dq,
     dk,
     dq_weight,
     dk_weight,
     dq_bias,
     dk_bias,
+    dq_alpha,
+    dk_alpha,
     q_programs: tl.int32,
     q_chunk: tl.int32,
     k_chunk: tl.int32,
@@ -391,21 +429,22 @@ def rotary_backward_rows(
 ):
     """One program: `chunk` neighbouring heads (a multiple of GROUP) of q or of k, GROUP at a time.
 
-    dq_weight, dk_weight, dq_bias, dk_bias are fp32 [programs of that side, Dh], which rotary_backward_sums adds.
+    dq_weight, dk_weight, dq_bias, dk_bias are fp32 [programs of that side, Dh], dq_alpha and dk_alpha fp32 [programs of
+    that side, 1], which rotary_backward_sums adds.
     """
     program = tl.program_id(0)
     if program < q_programs:
         if grad_q is not None:
             _backward_side(
-                program, grad_q, q, cos, sin, q_weight, dq, dq_weight, dq_bias, q_rows, q_tokens, q_chunk, eps,
-                grad_q_batch, grad_q_token, grad_q_head, q_batch, q_token, q_head, cos_row, sin_row, Q_HEADS, NORM,
-                INTERLEAVED, DIM, HALF, BLOCK, BLOCK_REST, GROUP, VECTOR,
+                program, grad_q, q, cos, sin, q_weight, q_alpha, dq, dq_weight, dq_bias, dq_alpha, q_rows, q_tokens,
+                q_chunk, eps, grad_q_batch, grad_q_token, grad_q_head, q_batch, q_token, q_head, cos_row, sin_row,
+                Q_HEADS, NORM, INTERLEAVED, DIM, HALF, BLOCK, BLOCK_REST, GROUP, VECTOR,
             )  # fmt: skip
     elif grad_k is not None:
         _backward_side(
-            program - q_programs, grad_k, k, k_cos, k_sin, k_weight, dk, dk_weight, dk_bias, k_rows, k_tokens, k_chunk,
-            eps, grad_k_batch, grad_k_token, grad_k_head, k_batch, k_token, k_head, k_cos_row, k_sin_row, K_HEADS,
-            NORM, INTERLEAVED, DIM, HALF, BLOCK, BLOCK_REST, GROUP, VECTOR,
+            program - q_programs, grad_k, k, k_cos, k_sin, k_weight, k_alpha, dk, dk_weight, dk_bias, dk_alpha, k_rows,
+            k_tokens, k_chunk, eps, grad_k_batch, grad_k_token, grad_k_head, k_batch, k_token, k_head, k_cos_row,
+            k_sin_row, K_HEADS, NORM, INTERLEAVED, DIM, HALF, BLOCK, BLOCK_REST, GROUP, VECTOR,
         )  # fmt: skip
 
 
@@ -429,10 +468,14 @@ def rotary_backward_sums(
     k_weight_rows,
     q_bias_rows,
     k_bias_rows,
+    q_alpha_rows,
+    k_alpha_rows,
     dq_weight,
     dk_weight,
     dq_bias,
     dk_bias,
+    dq_alpha,
+    dk_alpha,
     q_terms: tl.int32,
     k_terms: tl.int32,
     DIM: tl.constexpr,
@@ -440,7 +483,7 @@ def rotary_backward_sums(
     COLS: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
-    """One program: COLS columns of the gradient that program_id(1) says."""
+    """One program: COLS columns of the gradient that program_id(1) says; alpha's has one."""
     which = tl.program_id(1)
     if which == 0:
         _sum_terms(q_weight_rows, dq_weight, q_terms, DIM, TERMS, COLS, VECTOR)
@@ -448,5 +491,9 @@ def rotary_backward_sums(
         _sum_terms(k_weight_rows, dk_weight, k_terms, DIM, TERMS, COLS, VECTOR)
     elif which == 2:
         _sum_terms(q_bias_rows, dq_bias, q_terms, DIM, TERMS, COLS, VECTOR)
-    else:
+    elif which == 3:
         _sum_terms(k_bias_rows, dk_bias, k_terms, DIM, TERMS, COLS, VECTOR)
+    elif which == 4:
+        _sum_terms(q_alpha_rows, dq_alpha, q_terms, 1, TERMS, COLS, False)
+    else:
+        _sum_terms(k_alpha_rows, dk_alpha, k_terms, 1, TERMS, COLS, False)

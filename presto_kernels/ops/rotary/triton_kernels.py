@@ -121,6 +121,7 @@ def plan_forward(
     k: Tensor | None,
     tables: tuple[Tensor | None, ...],
     affine: tuple[Tensor | None, ...],
+    alphas: tuple[Tensor | None, ...],
     q_out: Tensor,
     k_out: Tensor | None,
     *,
@@ -130,7 +131,7 @@ def plan_forward(
 ) -> Launch:
     """The launch that writes q_out and k_out.
 
-    ``tables`` are cos, sin, k_cos, k_sin, ``affine`` the two weights and the two biases.
+    ``tables`` are cos, sin, k_cos, k_sin, ``affine`` the two weights and the two biases, ``alphas`` q's and k's.
     """
     q_read, k_read = _readable(q), _readable(k)
     affine = tuple(map(_readable, affine))
@@ -138,6 +139,7 @@ def plan_forward(
     arguments = _tile(dim, half, interleaved) | _tables(tables, k) | _heads("q", q_read) | _heads("k", k_read)
     arguments |= _side("q", q) | _side("k", k)
     arguments |= dict(zip(("q_weight", "k_weight", "q_bias", "k_bias"), affine, strict=True))
+    arguments |= dict(zip(("q_alpha", "k_alpha"), alphas, strict=True))
     group = arguments["GROUP"]
     q_programs, k_programs = (triton.cdiv(arguments[f"{side}_rows"], group) for side in "qk")
     read = [q_read, k_read, *affine, *(arguments[name] for name in ("cos", "sin", "k_cos", "k_sin"))]
@@ -153,6 +155,7 @@ def plan_backward(
     k: Tensor | None,
     tables: tuple[Tensor | None, ...],
     weights: tuple[Tensor | None, ...],
+    alphas: tuple[Tensor | None, ...],
     grads: dict[str, Tensor],
     *,
     norm: int,
@@ -169,7 +172,7 @@ def plan_backward(
     for name, t in (("grad_q", grad_q), ("grad_k", grad_k), ("q", q), ("k", k)):
         arguments |= _heads(name, t)
     arguments |= _side("q", grad_q) | _side("k", grad_k)
-    arguments |= dict(zip(("q_weight", "k_weight"), weights, strict=True))
+    arguments |= dict(zip(("q_weight", "k_weight", "q_alpha", "k_alpha"), (*weights, *alphas), strict=True))
     programs: dict[str, int] = {}
     sums: dict[str, Tensor | None] = {}
     group = arguments["GROUP"]
@@ -179,13 +182,14 @@ def plan_backward(
         programs[side] = triton.cdiv(arguments[f"{side}_rows"], chunk) if groups else 0
         arguments[f"{side}_chunk"] = chunk
         arguments[f"d{side}"] = grads.get(side)
-        for kind in ("weight", "bias"):
+        for kind, width in (("weight", dim), ("bias", dim), ("alpha", 1)):
             wanted = f"{side}_{kind}" in grads
-            sums[f"{side}_{kind}"] = like.new_empty((programs[side], dim), dtype=torch.float32) if wanted else None
+            sums[f"{side}_{kind}"] = like.new_empty((programs[side], width), dtype=torch.float32) if wanted else None
             arguments[f"d{side}_{kind}"] = sums[f"{side}_{kind}"]
     arguments |= {"q_programs": programs["q"], "eps": eps, "NORM": norm}
     read = [grad_q, grad_k, q, k, *weights, *(arguments[name] for name in ("cos", "sin", "k_cos", "k_sin"))]
-    vector = _vector(dim, arguments["HALF"], [*read, *grads.values(), *sums.values()])
+    written = [t for name, t in (*grads.items(), *sums.items()) if not name.endswith("_alpha")]
+    vector = _vector(dim, arguments["HALF"], [*read, *written])
     arguments["VECTOR"] = vector
     grid = (programs["q"] + programs["k"],)
     launches = [Launch(rotary_backward_rows, grid, arguments, KNOBS.warps, KNOBS.backward_registers)]
@@ -194,7 +198,8 @@ def plan_backward(
         arguments |= {f"{name}_rows": t for name, t in sums.items()}
         arguments |= {"q_terms": programs["q"], "k_terms": programs["k"], "DIM": dim, "VECTOR": vector}
         arguments |= {"TERMS": KNOBS.sum_terms, "COLS": KNOBS.sum_columns}
-        launches.append(Launch(rotary_backward_sums, (triton.cdiv(dim, KNOBS.sum_columns), 4), arguments, KNOBS.warps))
+        grid = (triton.cdiv(dim, KNOBS.sum_columns), 6 if norm == operators.NORMS["dyt"] else 4)
+        launches.append(Launch(rotary_backward_sums, grid, arguments, KNOBS.warps))
     return launches
 
 
@@ -220,6 +225,8 @@ def _qk_norm_rope(
     k_weight: Tensor | None,
     q_bias: Tensor | None,
     k_bias: Tensor | None,
+    q_alpha: Tensor | None,
+    k_alpha: Tensor | None,
     norm: int,
     eps: float,
     interleaved: bool,
@@ -229,8 +236,9 @@ def _qk_norm_rope(
     k_out = None if k is None else k.new_empty(k.shape)
     if q.numel() or (k is not None and k.numel()):
         tables, affine = (cos, sin, k_cos, k_sin), (q_weight, k_weight, q_bias, k_bias)
+        options = {"norm": norm, "eps": eps, "interleaved": interleaved}
         with on(q.device):
-            plan_forward(q, k, tables, affine, q_out, k_out, norm=norm, eps=eps, interleaved=interleaved).run()
+            plan_forward(q, k, tables, affine, (q_alpha, k_alpha), q_out, k_out, **options).run()
     return q_out, q.new_empty(0) if k_out is None else k_out
 
 
@@ -247,6 +255,8 @@ def _qk_norm_rope_backward(
     k_weight: Tensor | None,
     q_bias: Tensor | None,
     k_bias: Tensor | None,
+    q_alpha: Tensor | None,
+    k_alpha: Tensor | None,
     norm: int,
     eps: float,
     interleaved: bool,
@@ -256,7 +266,8 @@ def _qk_norm_rope_backward(
     like = grad_k if grad_q is None else grad_q
     assert like is not None
     owners = {
-        "q": grad_q, "k": grad_k, "q_weight": q_weight, "k_weight": k_weight, "q_bias": q_bias, "k_bias": k_bias
+        "q": grad_q, "k": grad_k, "q_weight": q_weight, "k_weight": k_weight, "q_bias": q_bias, "k_bias": k_bias,
+        "q_alpha": q_alpha, "k_alpha": k_alpha,
     }  # fmt: skip
     grads = {
         name: owner.new_empty(owner.shape)
@@ -285,6 +296,7 @@ def _qk_norm_rope_backward(
                 given["k"][1],
                 (cos, sin, k_cos, k_sin),
                 (given["q"][2], given["k"][2]),
+                (q_alpha, k_alpha),
                 wanted,
                 norm=norm,
                 eps=eps,

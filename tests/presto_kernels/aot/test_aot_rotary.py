@@ -42,16 +42,20 @@ def test_triton_registers_and_spills(triton_records, arch):
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_triton_accesses_are_16_bytes_wide(triton_records, arch):
-    """All but the backward's sums, a row of 4 bytes a thread; a head in three parts has parts of 8 bytes a thread."""
+    """All but the backward's sums, a row of 4 bytes a thread, and dyt's alphas and their sums; a head in three parts
+    has parts of 8 bytes a thread."""
     for r in triton_records:
         if r.arch != arch or "half turned" in r.variant:
             continue
-        assert r.loads16 > 0 and r.loads_other == 0, r
+        dyt = r.variant.startswith("dyt")
+        assert r.loads16 > 0, r
+        if r.kernel != "rotary_backward_sums" or not dyt:
+            assert r.loads_other == (2 if dyt else 0), r  # q's and k's alpha
         if r.kernel == "rotary_forward":
             assert r.stores16 > 0 and r.stores_other == 0, r
         if r.kernel == "rotary_backward_rows":
             assert r.stores16 > 0, r
-            assert r.stores_other <= 4, r  # first and second half of dweight, for q and for k
+            assert r.stores_other <= 4, r  # first and second half of dweight, or a dalpha, for q and for k
 
 
 def test_triton_counts_are_those_of_the_formula(triton_records):
@@ -89,12 +93,13 @@ def test_cuda_registers_and_spills(cuda_records, arch):
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_cuda_accesses_are_16_bytes_wide(cuda_records, arch):
-    """Of the kernels for aligned heads, all; but the backward's sums of a block, 4 bytes a thread."""
+    """Of the kernels for aligned heads, all; but the backward's sums of a block, 4 bytes a thread, and dyt's alpha, of
+    either of two widths."""
     records = [r for r in cuda_records if r.arch == arch and r.kernel.endswith("_heads")]
     names = ("rotary_forward_heads", "rotary_backward_heads")
     assert {(r.kernel, r.dtype) for r in records} == {(k, d) for k in names for d in ("fp32", "bf16", "fp16")}
     for r in records:
-        assert r.loads16 > 0 and r.loads_other == 0 and r.stores16 > 0, r
+        assert r.loads16 > 0 and r.loads_other == (2 if r.variant == "<1>" else 0) and r.stores16 > 0, r
         assert r.kernel == "rotary_backward_heads" or r.stores_other == 0, r
 
 

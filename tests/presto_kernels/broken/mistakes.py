@@ -20,6 +20,10 @@ MISTAKES: dict[str, dict[str, tuple[str, str]]] = {
             "splat(-along[k] * stats.reach[k])",
             "splat(0.f)",
         ),
+        "qk_norm_rope: dyt's alpha forgets the slope of tanh": (
+            "alpha.token = fma(inner, raw[i], alpha.token);",
+            "alpha.token = fma(dn[k][i], raw[i], alpha.token);",
+        ),
     },
     "cpu/sampler_kernels.h": {
         "edm_denoise: c_skip forgets sigma_min": (

@@ -26,6 +26,13 @@ def test_each_mistake_is_caught(broken, dtype):
     assert normed == {"dq", "dk"}  # the forward's mistake is in the other kind of rotary
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_wrong_alpha_is_caught(broken, dtype):
+    with presto_kernels.use_backend("cpu"):
+        outcomes = judge(Case(dtype=dtype, norm="dyt", interleaved=True))
+    assert {outcome.name for outcome in outcomes if not outcome.ok} == {"dq_alpha", "dk_alpha"}
+
+
 def test_nothing_else_is_blamed(broken):
     with presto_kernels.use_backend("cpu"):
         outcomes = judge(Case(norm=None, weight=False, interleaved=True))

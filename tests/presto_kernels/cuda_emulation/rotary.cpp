@@ -5,9 +5,9 @@ namespace {
 
 using namespace presto;
 
-// A side is 24 numbers: tokens, heads; x and grad (address, dtype, three strides each); cos, its stride, sin, its
-// stride; weight, its dtype, bias, its dtype; the addresses of out, dx, dweight, dbias.
-constexpr int kNumbers = 24;
+// A side is 27 numbers: tokens, heads; x and grad (address, dtype, three strides each); cos, its stride, sin, its
+// stride; weight, its dtype, bias, its dtype, alpha, its dtype; the addresses of out, dx, dweight, dbias, dalpha.
+constexpr int kNumbers = 27;
 
 const float* floats(int64_t address) { return reinterpret_cast<const float*>(address); }
 void* output(int64_t address) { return reinterpret_cast<void*>(address); }
@@ -19,7 +19,7 @@ HeadVector vector(const int64_t* n) { return {reinterpret_cast<const void*>(n[0]
 void fill(RotarySide& side, const int64_t* n) {
   side.tokens = n[0], side.heads = n[1], side.x = heads(n + 2);
   side.cos = floats(n[12]), side.cos_stride = n[13], side.sin = floats(n[14]), side.sin_stride = n[15];
-  side.weight = vector(n + 16), side.bias = vector(n + 18);
+  side.weight = vector(n + 16), side.bias = vector(n + 18), side.alpha = vector(n + 20);
 }
 
 RotaryShape shape_of(const int64_t* n, float eps) {
@@ -33,7 +33,8 @@ RotaryBackward backward_args(const int64_t* shape, float eps, const int64_t (*si
     const int64_t* n = sides[s];
     fill(args.sides[s], n);
     args.sides[s].grad = heads(n + 7);
-    args.sides[s].dx = output(n[21]), args.sides[s].dweight = output(n[22]), args.sides[s].dbias = output(n[23]);
+    args.sides[s].dx = output(n[23]), args.sides[s].dweight = output(n[24]), args.sides[s].dbias = output(n[25]);
+    args.sides[s].dalpha = output(n[26]);
   }
   args.workspace = workspace;
   return args;
@@ -59,7 +60,7 @@ int by_vectors(const int64_t* shape, float eps, const int64_t (*sides)[kNumbers]
   static_cast<RotaryShape&>(forward) = args;
   for (int s = 0; s < 2; ++s) {
     static_cast<RotarySide&>(forward.sides[s]) = args.sides[s];
-    forward.sides[s].out = output(sides[s][20]);
+    forward.sides[s].out = output(sides[s][22]);
   }
   return cuda::forward_by_vectors(forward, forward.sides[0].x.dtype);
 }
@@ -69,7 +70,7 @@ int forward(const int64_t* shape, float eps, const int64_t (*sides)[kNumbers]) {
   static_cast<RotaryShape&>(args) = shape_of(shape, eps);
   for (int s = 0; s < 2; ++s) {
     fill(args.sides[s], sides[s]);
-    args.sides[s].out = output(sides[s][20]);
+    args.sides[s].out = output(sides[s][22]);
   }
   return cuda::rotary_forward(args, nullptr);
 }

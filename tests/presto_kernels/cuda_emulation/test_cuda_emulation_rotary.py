@@ -74,7 +74,7 @@ class Emulated:
         half = 0 if cos is None else cos.shape[1]
         q = inputs["q"]
         shape = (q.shape[0], q.shape[3], half, operators.NORMS[case.norm], int(case.interleaved))
-        table = ((ctypes.c_int64 * 24) * 2)()
+        table = ((ctypes.c_int64 * 27) * 2)()
 
         def heads(t: Tensor | None) -> tuple[int, ...]:
             return (0,) * 5 if t is None else (t.data_ptr(), CODES[t.dtype], *t.stride()[:3])
@@ -89,11 +89,11 @@ class Emulated:
             names = ("k_cos", "k_sin") if side == "k" and inputs["k_cos"] is not None else ("cos", "sin")
             tables = [number for t in (inputs[n] for n in names)
                       for number in ((0, 0) if t is None else (t.data_ptr(), t.stride(0)))]  # fmt: skip
-            results = (side + "'", "d" + side, f"d{side}_weight", f"d{side}_bias")
+            results = (side + "'", "d" + side, f"d{side}_weight", f"d{side}_bias", f"d{side}_alpha")
             reads_x = not grads or case.norm is not None or inputs[f"{side}_weight"] is not None
             table[i][:] = [
                 *x.shape[1:3], *heads(x if reads_x else None), *heads(grad), *tables,
-                *vector(inputs[f"{side}_weight"]), *vector(inputs[f"{side}_bias"]),
+                *vector(inputs[f"{side}_weight"]), *vector(inputs[f"{side}_bias"]), *vector(inputs[f"{side}_alpha"]),
                 *(outputs[name].inner.data_ptr() if name in outputs else 0 for name in results),
             ]  # fmt: skip
         return (ctypes.c_int64 * 5)(*shape), ctypes.c_float(case.eps), table
@@ -169,7 +169,7 @@ def test_sizes_take_the_kernel_meant_for_them(library, dtype, vectors, size, int
     assert (emulated.forward_vectors, emulated.backward_vectors) == (vectors, vectors)
 
 
-@pytest.mark.parametrize("norm", ["rms", "layer", "l2", None])
+@pytest.mark.parametrize("norm", ["rms", "layer", "l2", "dyt", None])
 @pytest.mark.parametrize("dim", [64, 68])
 def test_norms_and_orders(library, norm, dim):
     """Bitwise the same in whatever order threads and blocks run; several runs of tokens, and a run that is not full."""
@@ -238,7 +238,7 @@ def test_random_cases(library, seed):
         affine_dtype=pick(dtype, dtype, F32, F16, BF16),
         weight=pick(True, True, False),
         bias=pick(True, False),
-        norm=pick("rms", "layer", "l2", None),
+        norm=pick("rms", "layer", "l2", "dyt", None),
         interleaved=pick(True, False),
         layout=pick("plain", "fused", "permuted", "strided"),
         seed=seed,

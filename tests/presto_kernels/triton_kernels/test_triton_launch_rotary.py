@@ -16,6 +16,7 @@ from presto_kernels.ops.triton_common import Launch
 from presto_kernels.testing import aot, aot_rotary
 
 CALL = aot_rotary.Call("qk_norm_rope", bias=True)
+DYT = replace(CALL, norm="dyt")
 LENGTHS = (1, 7, 16, 33, 48, 100, 1379, 1380, 70000)
 
 
@@ -33,21 +34,21 @@ def compiled(launches: list[Launch]) -> set[str]:
 
 
 def test_a_launch_names_the_arguments_of_its_kernel_and_no_others():
-    for launch in aot_rotary.launches(CALL):
+    for launch in (*aot_rotary.launches(CALL), *aot_rotary.launches(DYT)):
         assert set(launch.arguments) == {parameter.name for parameter in launch.kernel.params}
 
 
 def test_aot_compiles_what_the_launcher_would():
-    for launch in aot_rotary.launches(CALL):
+    for launch in (*aot_rotary.launches(CALL), *aot_rotary.launches(DYT)):
         types, constants = aot.signature(launch)
         for (name, type_), (jit_type, jit_value) in zip(types.items(), specialisation(launch), strict=True):
             assert type_ == jit_type, name
             assert jit_value == (constants[name] if type_ == "constexpr" else None), name
 
 
-@pytest.mark.parametrize("dim, rotary", [(64, 64), (80, 40), (17, 10)])
-def test_one_compile_for_every_length_and_batch(dim, rotary):
-    call = replace(CALL, dim=dim, rotary=rotary)
+@pytest.mark.parametrize("dim, rotary, norm", [(64, 64, "rms"), (80, 40, "dyt"), (17, 10, "rms")])
+def test_one_compile_for_every_length_and_batch(dim, rotary, norm):
+    call = replace(CALL, dim=dim, rotary=rotary, norm=norm)
     kernels = [compiled(aot_rotary.launches(call, tokens=n)) for n in LENGTHS]
     kernels += [compiled(aot_rotary.launches(call, batch=b)) for b in (1, 3, 16)]
     assert len(kernels[0]) == 3  # forward, backward rows, sums
@@ -57,7 +58,8 @@ def test_one_compile_for_every_length_and_batch(dim, rotary):
 def forward(q: torch.Tensor, rotary: int = 32) -> Launch:
     table = torch.empty(q.shape[1], rotary // 2)
     tables, out = (table, table, None, None), torch.empty(q.shape, dtype=q.dtype)
-    return triton_kernels.plan_forward(q, None, tables, (None,) * 4, out, None, norm=2, eps=1e-6, interleaved=False)
+    options = {"norm": 2, "eps": 1e-6, "interleaved": False}
+    return triton_kernels.plan_forward(q, None, tables, (None,) * 4, (None,) * 2, out, None, **options)
 
 
 def test_views_of_the_fused_projection_are_read_where_they_lie():

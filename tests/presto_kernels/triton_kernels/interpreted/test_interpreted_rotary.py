@@ -14,6 +14,7 @@ from presto_kernels.testing.rotary import Case, cases, gradients, judge, run
 
 BF16 = torch.bfloat16
 FULL = Case(tokens=5, heads=5, k_tokens=7, k_heads=2, rotary=32, bias=True, dtype=BF16)
+DYT = replace(FULL, norm="dyt")
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +55,7 @@ def test_error_is_at_most_twice_plain_pytorch(case):
         affine_dtype=st.sampled_from([None, torch.float32, BF16]),
         weight=st.booleans(),
         bias=st.booleans(),
-        norm=st.sampled_from(["rms", "layer", "l2", None]),
+        norm=st.sampled_from(["rms", "layer", "l2", "dyt", None]),
         interleaved=st.booleans(),
         layout=st.sampled_from(["plain", "fused", "permuted", "strided"]),
         eps=st.just(1e-3),
@@ -65,7 +66,7 @@ def test_any_call(case):
     check(judge(case))
 
 
-def forward_and_backward(case: Case, needs: int = 63) -> list[torch.Tensor]:
+def forward_and_backward(case: Case, needs: int = 255) -> list[torch.Tensor]:
     inputs = {name: None if t is None else t.detach() for name, t in case.inputs().items()}
     settings = operators.NORMS[case.norm], case.eps, case.interleaved
     outputs = torch.ops.presto_kernels.qk_norm_rope_triton(*inputs.values(), *settings)
@@ -77,34 +78,35 @@ def forward_and_backward(case: Case, needs: int = 63) -> list[torch.Tensor]:
 
 
 def test_gradients_are_bitwise_the_same_on_every_run():
-    first, second = forward_and_backward(FULL), forward_and_backward(FULL)
-    assert len(first) == 8 and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    first, second = forward_and_backward(DYT), forward_and_backward(DYT)
+    assert len(first) == 10 and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_a_gradient_does_not_depend_on_which_others_are_wanted():
-    every = forward_and_backward(FULL)[2:]
-    for bit in range(6):
-        alone = forward_and_backward(FULL, needs=1 << bit)[2:]
-        assert [t.numel() > 0 for t in alone] == [i == bit for i in range(6)]
+    every = forward_and_backward(DYT)[2:]
+    for bit in range(8):
+        alone = forward_and_backward(DYT, needs=1 << bit)[2:]
+        assert [t.numel() > 0 for t in alone] == [i == bit for i in range(8)]
         assert torch.equal(alone[bit], every[bit])
 
 
 def test_programs_that_walk_several_groups(monkeypatch):
     """Of long calls a program takes a run of groups, and the last may be short."""
     monkeypatch.setattr(triton_kernels, "KNOBS", replace(triton_kernels.KNOBS, max_programs=3))
-    check(judge(replace(FULL, batch=1, tokens=31, dim=128, rotary=128)))
+    for case in (FULL, DYT):
+        check(judge(replace(case, batch=1, tokens=31, dim=128, rotary=128)))
 
 
 @pytest.mark.parametrize("empty", [{"batch": 0}, {"tokens": 0}, {"k_tokens": 0}, {"heads": 0}])
 def test_empty(empty):
-    case = replace(FULL, **empty)
+    case = replace(DYT, **empty)
     inputs = case.inputs()
     outputs = run(case, inputs)
     found = gradients(outputs, inputs, outputs)
     for side, y in zip("qk", outputs, strict=True):
         assert y.shape == inputs[side].shape
         if not y.numel():
-            assert not any(found[name].any() for name in (side, f"{side}_weight", f"{side}_bias"))
+            assert not any(found[name].any() for name in (side, f"{side}_weight", f"{side}_bias", f"{side}_alpha"))
 
 
 def test_an_output_that_is_not_used_gives_no_gradient():
@@ -125,12 +127,19 @@ def test_opcheck_on_permuted_layouts():
         (*grads, *inputs, 1, 1e-6, False, 0b110111),
         test_utils=checks,
     )
+    inputs = [None if t is None else t.detach() for t in replace(case, norm="dyt").inputs().values()]
+    torch.library.opcheck(
+        torch.ops.presto_kernels.qk_norm_rope_backward_triton,
+        (*grads, *inputs, 4, 0.0, False, 0b11000101),
+        test_utils=checks,
+    )
 
 
 def test_compiles_as_one_graph_for_every_odd_length():
     def attention_input(qkv, weight, cos, sin):
         q, k, _ = qkv.unflatten(-1, (3, 2, 16)).unbind(2)
         q, k = presto_kernels.qk_norm_rope(q, k, cos, sin, q_weight=weight)
+        q, _ = presto_kernels.qk_norm_rope(q, None, cos, sin, norm="dyt", q_alpha=weight[:1])
         return (q * k).sum()
 
     compiled = torch.compile(attention_input, fullgraph=True, dynamic=True, backend="aot_eager")
@@ -151,7 +160,7 @@ def test_what_is_too_large_is_refused_by_name():
         assert presto_kernels.explain("qk_norm_rope", wide, None, None, None).backend != "triton"
     many = torch.zeros(1, 1, 1, 8).expand(2**10, 2**11, 2**10, 8)
     with pytest.raises(ValueError, match="more than 2139095040 heads"):
-        torch.ops.presto_kernels.qk_norm_rope_triton(many, *[None] * 9, operators.NORMS["rms"], 1e-6, False)
+        torch.ops.presto_kernels.qk_norm_rope_triton(many, *[None] * 11, operators.NORMS["rms"], 1e-6, False)
 
 
 # Kernels that are wrong, each by one line, and a call that shows it.
@@ -187,6 +196,14 @@ BROKEN = {
         "reach = tl.where(length >= eps, 1.0, 0.0)",
         "reach = tl.full(length.shape, 1.0, tl.float32)",
         replace(FULL, norm="l2", eps=8.0),
+    ),
+    "dyt forgets that tanh has a slope": ("rotary_backward_rows", "d1 *= 1.0 - y1 * y1", "d1 *= 1.0", DYT),
+    "dyt without alpha": ("rotary_forward", "first = tanh(a * first)", "first = tanh(first)", DYT),
+    "alpha's gradient of the first part alone": (
+        "rotary_backward_rows",
+        "alphas += tl.sum(d1 * x1 + d2 * x2, axis=1, keep_dims=True)",
+        "alphas += tl.sum(d1 * x1, axis=1, keep_dims=True)",
+        DYT,
     ),
     "last groups of a program dropped": (
         "rotary_backward_rows",

@@ -1,0 +1,1 @@
+"""The transformers of Hugging Face's diffusers."""
