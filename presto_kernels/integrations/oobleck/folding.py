@@ -104,5 +104,6 @@ def _filled(chain: Chain, anatomy: Anatomy, coder: nn.Module, like: Tensor) -> C
             ours[name].copy_(tensor)
         for module in coder.modules():  # leaves the weight that a call of the original leaves, which deepcopy can copy
             for hook in module._forward_pre_hooks.values():
-                hook(module, ())
+                if isinstance(hook, WeightNorm):
+                    hook(module, ())
     return chain

@@ -382,7 +382,7 @@ def test_hooks_inside_are_called():
     close(run(fused, x), wanted)
     assert len(seen) == 1 and passed_on(fused) == {"a hook on a module inside"} and copied(fused) is None
     hook.remove()
-    fused.register_forward_hook(lambda *given: seen.append(given[2].shape))
+    fused.register_forward_pre_hook(lambda module, args: seen.append(args[0].shape))
     assert torch.equal(run(fused, x), wanted) and len(seen) == 2 and fused._presto.passed_on.total() == 1
 
 
