@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
-from presto_kernels import adaln_modulate, gated_residual, gated_residual_adaln
 from presto_kernels.integrations.hf import heads, norms
 from presto_kernels.integrations.hf.base import Fused, unknown
 from presto_kernels.integrations.modules import class_name
+from presto_kernels.ops.modulation.api import adaln_modulate, gated_residual, gated_residual_adaln
 
 _PROCESSOR = "diffusers.models.transformers.ace_step_transformer.AceStepAttnProcessor2_0"
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from presto_kernels import adaln_modulate, gated_residual, gated_residual_adaln
 from presto_kernels.integrations.hf import norms
 from presto_kernels.integrations.hf.base import Fused
+from presto_kernels.ops.modulation.api import adaln_modulate, gated_residual, gated_residual_adaln
 
 _CHUNKS = "a feedforward in chunks"
 

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from presto_kernels import gated_residual
 from presto_kernels.integrations.hf import heads, norms
 from presto_kernels.integrations.hf.base import Fused, unknown
 from presto_kernels.integrations.hf.blocks import close
 from presto_kernels.integrations.modules import class_name
+from presto_kernels.ops.modulation.api import gated_residual
 
 _PROCESSOR = "diffusers.models.transformers.transformer_flux.FluxAttnProcessor"
 Rotary = tuple[Tensor, Tensor]

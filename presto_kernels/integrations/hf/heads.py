@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from presto_kernels import attention, qk_norm_rope
 from presto_kernels.integrations.hf import norms
 from presto_kernels.integrations.modules import hooked
 from presto_kernels.integrations.session import Session
+from presto_kernels.ops.attention.api import attention
+from presto_kernels.ops.rotary.api import qk_norm_rope
 
 Tables = tuple[Tensor, Tensor]  # cos and sin [N, R/2], fp32
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from presto_kernels import geglu, swiglu
 from presto_kernels.integrations.hf.base import Fused
 from presto_kernels.integrations.modules import hooked
+from presto_kernels.ops.activation.api import geglu, swiglu
 
 
 class FusedSwiGLU(Fused):

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from presto_kernels import adaln_modulate
 from presto_kernels.integrations.hf.base import Fused
 from presto_kernels.integrations.modules import class_name, hooked
+from presto_kernels.ops.modulation.api import adaln_modulate
 
 _KINDS = {
     "torch.nn.modules.normalization.LayerNorm": "layer",

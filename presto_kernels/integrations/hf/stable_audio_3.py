@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from presto_kernels import adaln_modulate, gated_residual, gated_residual_adaln
 from presto_kernels.integrations.hf import heads, norms
 from presto_kernels.integrations.hf.base import Fused
 from presto_kernels.integrations.modules import class_name, hooked
+from presto_kernels.ops.modulation.api import adaln_modulate, gated_residual, gated_residual_adaln
 
 _AT = "diffusers.models.transformers.transformer_stable_audio3."
 _SELF, _CROSS = _AT + "StableAudio3SelfAttnProcessor", _AT + "StableAudio3CrossAttnProcessor"
