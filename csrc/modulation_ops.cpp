@@ -9,7 +9,7 @@ namespace {
 
 using Optional = std::optional<Tensor>;
 using Forward = std::tuple<Tensor, Tensor, Tensor>;
-using Backward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Backward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // Tensors a call reads: kept alive here when a copy had to be made.
 class Inputs {
@@ -57,27 +57,41 @@ class Inputs {
     return m;
   }
 
+  // One element, [] or [1].
+  Rows scalar(const Optional& given, const char* name) {
+    if (!given) return {};
+    check_device(*given, name);
+    STD_TORCH_CHECK(given->numel() == 1 && given->dim() <= 1, "presto_kernels::seam: ", name, " must be [1] or []");
+    kept_.push_back(*given);
+    return {given->const_data_ptr(), dtype_of(*given, name), 0, 0};
+  }
+
   void fill(SeamInputs& to, const Optional& branch, const Optional& gate, const Optional& scale, const Optional& shift,
-            const Optional& weight, const Optional& bias) {
+            const Optional& weight, const Optional& bias, const Optional& alpha, const Optional& residual2) {
     to.branch = rows(branch, "branch");
     to.gate = modulation(gate, "gate");
     to.scale = modulation(scale, "scale");
     to.shift = modulation(shift, "shift");
     to.weight = modulation(weight, "weight");
     to.bias = modulation(bias, "bias");
+    static_cast<Rows&>(to.alpha) = scalar(alpha, "alpha");
+    to.residual2 = modulation(residual2, "residual2");
     STD_TORCH_CHECK(!to.weight.per_token && !to.bias.per_token,
                     "presto_kernels::seam: weight and bias are shared by the tokens");
+    STD_TORCH_CHECK(branch || !residual2, "presto_kernels::seam: residual2 comes with a branch");
   }
 
-  SeamShape shape(int64_t norm, int64_t gate_fn, double eps) const {
-    STD_TORCH_CHECK(norm >= 0 && norm <= 2 && gate_fn >= 0 && gate_fn <= 1,
+  SeamShape shape(int64_t norm, int64_t gate_fn, double eps, const Optional& alpha) const {
+    STD_TORCH_CHECK(norm >= 0 && norm <= 3 && gate_fn >= 0 && gate_fn <= 1,
                     "presto_kernels::seam: unknown norm or gate_fn");
+    STD_TORCH_CHECK(alpha || static_cast<Norm>(norm) != Norm::Dyt, "presto_kernels::seam: norm dyt needs alpha");
     return {batch_, tokens_, dim_, static_cast<Norm>(norm), static_cast<GateFn>(gate_fn), static_cast<float>(eps)};
   }
 
   Tensor nothing(ScalarType dtype) const { return new_tensor(x_, {0}, dtype); }
   Tensor like_x() const { return new_tensor(x_, {batch_, tokens_, dim_}, x_.scalar_type()); }
   Tensor like(const Tensor& t) const {
+    if (t.dim() == 0) return new_tensor(x_, {}, t.scalar_type());
     if (t.dim() == 1) return new_tensor(x_, {t.size(0)}, t.scalar_type());
     if (t.dim() == 2) return new_tensor(x_, {t.size(0), t.size(1)}, t.scalar_type());
     return new_tensor(x_, {t.size(0), t.size(1), t.size(2)}, t.scalar_type());
@@ -115,25 +129,28 @@ void backward_on_cpu(SeamBackward& args, const Tensor& x) {
                               [&](int64_t first, int64_t last) { cpu::seam_backward_rows(args, first, last); });
   torch::stable::parallel_for(0, args.dim, 128,
                               [&](int64_t first, int64_t last) { cpu::seam_backward_columns(args, first, last); });
+  if (args.dalpha) cpu::seam_backward_alpha(args);
 }
 
 template <RunForward run>
 Forward seam(const Tensor& x, const Optional& branch, const Optional& gate, const Optional& scale,
-             const Optional& shift, const Optional& weight, const Optional& bias, int64_t norm, int64_t gate_fn,
-             double eps) {
+             const Optional& shift, const Optional& weight, const Optional& bias, const Optional& alpha,
+             const Optional& residual2, int64_t norm, int64_t gate_fn, double eps) {
   Inputs in(x);
   SeamForward args;
-  static_cast<SeamShape&>(args) = in.shape(norm, gate_fn, eps);
+  static_cast<SeamShape&>(args) = in.shape(norm, gate_fn, eps, alpha);
   args.x = in.rows(x, "x");
-  in.fill(args, branch, gate, scale, shift, weight, bias);
+  in.fill(args, branch, gate, scale, shift, weight, bias, alpha, residual2);
   const ScalarType dtype = x.scalar_type();
   Tensor x_new = branch ? in.like_x() : in.nothing(dtype);
   Tensor h = norm ? in.like_x() : in.nothing(dtype);
-  Tensor stats = norm ? new_tensor(x, {in.batch(), in.tokens(), 2}, ScalarType::Float) : in.nothing(ScalarType::Float);
+  const bool with_stats = has_stats(args.norm);
+  Tensor stats =
+      with_stats ? new_tensor(x, {in.batch(), in.tokens(), 2}, ScalarType::Float) : in.nothing(ScalarType::Float);
   if (!in.empty()) {
     if (branch) args.x_new = x_new.mutable_data_ptr();
     if (norm) args.h = h.mutable_data_ptr();
-    if (norm) args.stats = static_cast<float*>(stats.mutable_data_ptr());
+    if (with_stats) args.stats = static_cast<float*>(stats.mutable_data_ptr());
     run(args, x);
   }
   return {x_new, h, stats};
@@ -142,10 +159,11 @@ Forward seam(const Tensor& x, const Optional& branch, const Optional& gate, cons
 template <RunBackward run>
 Backward seam_backward(const Optional& grad_x, const Optional& grad_h, const Tensor& x, const Tensor& stats,
                        const Optional& branch, const Optional& gate, const Optional& scale, const Optional& shift,
-                       const Optional& weight, const Optional& bias, int64_t norm, int64_t gate_fn, int64_t needs) {
+                       const Optional& weight, const Optional& bias, const Optional& alpha, const Optional& residual2,
+                       int64_t norm, int64_t gate_fn, int64_t needs) {
   Inputs in(x);
   SeamBackward args;
-  static_cast<SeamShape&>(args) = in.shape(norm, gate_fn, 0.0);
+  static_cast<SeamShape&>(args) = in.shape(norm, gate_fn, 0.0, alpha);
   STD_TORCH_CHECK(grad_x || grad_h, "presto_kernels::seam_backward: no gradient came in");
   STD_TORCH_CHECK(grad_h.has_value() == (norm != 0), "presto_kernels::seam_backward: grad_h comes with a norm");
   args.x = in.rows(x, "x");
@@ -154,17 +172,18 @@ Backward seam_backward(const Optional& grad_x, const Optional& grad_h, const Ten
   for (const Rows* grad : {&args.grad_x, &args.grad_h})
     STD_TORCH_CHECK(!grad->data || grad->dtype == args.x.dtype,
                     "presto_kernels::seam_backward: a gradient has not x's dtype");
-  in.fill(args, branch, gate, scale, shift, weight, bias);
-  if (norm) {
+  in.fill(args, branch, gate, scale, shift, weight, bias, alpha, residual2);
+  if (has_stats(args.norm)) {
     STD_TORCH_CHECK(stats.is_contiguous() && stats.numel() == 2 * in.batch() * in.tokens() &&
                         stats.scalar_type() == ScalarType::Float,
                     "presto_kernels::seam_backward: stats are not those of the forward");
     args.stats = static_cast<const float*>(stats.const_data_ptr());
   }
-  const Optional owners[] = {x, branch, gate, scale, shift, weight, bias};
-  void** outputs[] = {&args.dx, &args.dbranch, &args.dgate, &args.dscale, &args.dshift, &args.dweight, &args.dbias};
+  const Optional owners[] = {x, branch, gate, scale, shift, weight, bias, alpha, residual2};
+  void** outputs[] = {&args.dx,      &args.dbranch, &args.dgate,  &args.dscale,    &args.dshift,
+                      &args.dweight, &args.dbias,   &args.dalpha, &args.dresidual2};
   std::vector<Tensor> results;
-  for (int i = 0; i < 7; ++i) {
+  for (int i = 0; i < 9; ++i) {
     const bool wanted = needs >> i & 1;
     STD_TORCH_CHECK(!wanted || owners[i], "presto_kernels::seam_backward: a gradient is needed of a tensor not given");
     results.push_back(wanted ? in.like(*owners[i]) : in.nothing(x.scalar_type()));
@@ -172,7 +191,7 @@ Backward seam_backward(const Optional& grad_x, const Optional& grad_h, const Ten
     if (wanted && in.empty()) torch::stable::zero_(results.back());
   }
   if (!in.empty() && needs) run(args, x);
-  return {results[0], results[1], results[2], results[3], results[4], results[5], results[6]};
+  return {results[0], results[1], results[2], results[3], results[4], results[5], results[6], results[7], results[8]};
 }
 
 #ifdef PRESTO_CUDA

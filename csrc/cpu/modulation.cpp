@@ -19,15 +19,20 @@ int64_t seam_backward_chunks(const SeamBackward& args) {
 }
 
 int64_t seam_backward_workspace(const SeamBackward& args) {
-  return seam_backward_chunks(args) * kernels().columns * args.dim;
+  return (seam_backward_chunks(args) * kernels().columns + 1) * args.dim;  // and a line for dalpha
 }
+
+// The columns' sums of dalpha: the last line of the workspace.
+static float* alpha_line(const SeamBackward& args) { return args.workspace + seam_backward_workspace(args) - args.dim; }
 
 void seam_backward_rows(const SeamBackward& args, int64_t first_chunk, int64_t last_chunk) {
   kernels().backward_chunks(args, first_chunk, last_chunk);
 }
 
 void seam_backward_columns(const SeamBackward& args, int64_t first, int64_t last) {
-  kernels().backward_columns(args, first, last);
+  kernels().backward_columns(args, alpha_line(args), first, last);
 }
+
+void seam_backward_alpha(const SeamBackward& args) { kernels().backward_alpha(args, alpha_line(args)); }
 
 }  // namespace presto::cpu

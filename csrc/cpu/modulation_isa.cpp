@@ -1,7 +1,8 @@
 // Compiled once per instruction set (setup.py gives the flags and PRESTO_ISA).
 #include "modulation_isa.h"
 
-#include "modulation_kernels.h"
+#include "modulation_backward.h"
+#include "modulation_forward.h"
 
 namespace presto::cpu::PRESTO_ISA {
 namespace {
@@ -29,6 +30,7 @@ void run_backward(const SeamBackward& args, int64_t first, int64_t last) {
 
 }  // namespace
 
-extern const SeamKernels kSeamKernels = {run_forward, run_backward, backward_columns, kChunkRows, kColumns};
+extern const SeamKernels kSeamKernels = {run_forward,    run_backward, backward_columns,
+                                         backward_alpha, kChunkRows,   kColumns};
 
 }  // namespace presto::cpu::PRESTO_ISA

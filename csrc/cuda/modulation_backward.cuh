@@ -5,20 +5,23 @@
 //   dgate   = sum g'(gate) * branch * dx
 //   dscale  = sum grad_h * (y * weight + bias)                         dshift = sum grad_h
 //   dweight = sum grad_h * y * (1 + scale)                             dbias  = sum grad_h * (1 + scale)
+//   dresidual2 = sum dx
+//   dyt: dx = grad_x + alpha * (1 - y^2) * dy         dalpha = sum dy * (1 - y^2) * x'   over all elements
 //
 // All arithmetic and all sums are fp32; dx is rounded to its dtype where it is stored, and only there; the others are
 // rounded once, at the end.  Without grad_h dx is grad_x.
 //
 // Nothing is added atomically: the rows of a sample are cut into chunks, as many as the shape and the number of
 // multiprocessors ask for, a block sums each chunk's columns into the workspace, and seam_backward_finish adds these in
-// order.
+// order; seam_backward_alpha adds the columns of dalpha's sum.
 //
 // Bytes: grad_h, x', grad_x and branch read once, dx and dbranch written once, 6 B N D elements in all; the chunks'
 // sums are 8 D bytes per chunk and modulation (written and read).
 //
 // seam_backward_rows: one block per chunk, G groups of threads that take a row each; a thread owns 16 bytes of a row
 // and its columns' sums, and loads the group's next row before it works on the present one.  Limits: 16-byte aligned
-// rows, D <= 512 vectors (384 with an fp32 branch beside a 16-bit x), no modulation by token, all of one dtype.
+// rows, D <= 512 vectors (384 with an fp32 branch beside a 16-bit x, and with dyt or residual2), no modulation by
+// token, all of one dtype; dresidual2 by token, and a branch beside a residual2 or dyt, in x's dtype.
 //
 // seam_backward_means and seam_backward_columns: the same in two passes, first mean(dy) and mean(dy * y) of every row,
 // then the rest, a block owning a tile of columns.  Any D, any alignment, any dtypes, modulation by token: its gradient
@@ -37,7 +40,11 @@ namespace presto::cuda {
 constexpr int kMeansThreads = 512;
 constexpr int kColumnThreads = 128;
 constexpr int kFinishColumns = 32, kFinishRows = 16;
-enum { kGate, kScale, kShift, kWeight, kBias, kModulations };
+constexpr int kAlphaThreads = 256;
+// kResidual2 and kAlpha are for kernels with kExtra alone.
+enum { kGate, kScale, kShift, kWeight, kBias, kResidual2, kAlpha, kModulations };
+template <bool kExtra>
+constexpr int kCount = kExtra ? kModulations : kResidual2;
 
 // The sums of chunk c of sample b for each modulation: D floats at partial + (b * chunks + c) * D; null where not
 // wanted.
@@ -46,18 +53,19 @@ struct Chunks {
   float* partial[kModulations] = {};
 };
 
-// Threads of a block.  An fp32 branch beside a 16-bit x takes twice the registers for its rows.
-template <DType X, DType Branch>
-constexpr int kRowsThreads = kSize<Branch> > kSize<X> ? 384 : 512;
+// Threads of a block.  An fp32 branch beside a 16-bit x takes twice the registers for its rows; kExtra keeps two sums
+// more.
+template <DType X, DType Branch, bool kExtra>
+constexpr int kRowsThreads = kExtra || kSize<Branch> > kSize<X> ? 384 : 512;
 
 // Registers: one block must fit on a multiprocessor, at most 128 with 512 threads and 168 with 384.
-template <DType X, DType Branch, DType M>
-__global__ void __launch_bounds__(kRowsThreads<X, Branch>, 1)
+template <DType X, DType Branch, DType M, bool kExtra>
+__global__ void __launch_bounds__(kRowsThreads<X, Branch, kExtra>, 1)
     seam_backward_rows(const __grid_constant__ SeamBackward a, const __grid_constant__ Chunks plan,
                        const float inverse_dim, const Origin origin) {
   constexpr int E = 16 / kSize<X>;
-  __shared__ __align__(16) float shared[2][kRowsThreads<X, Branch> / 32][2];
-  __shared__ float merge[3][E][kRowsThreads<X, Branch> - 32];
+  __shared__ __align__(16) float shared[2][kRowsThreads<X, Branch, kExtra> / 32][2];
+  __shared__ float merge[3][E][kRowsThreads<X, Branch, kExtra> - 32];
   const int threads = blockDim.x, group = threadIdx.y;  // of a row
   const int warps = threads / 32;
   const int column = threadIdx.x * E;
@@ -65,6 +73,8 @@ __global__ void __launch_bounds__(kRowsThreads<X, Branch>, 1)
   const int64_t sample = origin.y + blockIdx.y, chunk = origin.x + blockIdx.x;
   const int64_t first = chunk * plan.chunk_rows;
   const int count = static_cast<int>(first + plan.chunk_rows < a.tokens ? plan.chunk_rows : a.tokens - first);
+  const bool dyt = kExtra && a.norm == Norm::Dyt;
+  const float alpha = dyt ? load_alpha(a) : 0.f;
 
   // Walks down this thread's columns, `groups` rows at a time: pointers that advance by steps of 32 bits, since a
   // multiplication by a 64-bit stride for every load would cost as much as the arithmetic.
@@ -93,7 +103,7 @@ __global__ void __launch_bounds__(kRowsThreads<X, Branch>, 1)
     if (a.grad_h.data) {
       row.grad_h = load<X, E>(grad_h, 0);
       row.x = load<X, E>(x, 0);
-      row.stats = __ldg(stats);
+      if (!dyt) row.stats = __ldg(stats);
     }
     if (a.grad_x.data) row.grad_x = load<X, E>(grad_x, 0);
     if (a.dgate) row.branch = load<Branch, E>(branch, 0);
@@ -117,9 +127,24 @@ __global__ void __launch_bounds__(kRowsThreads<X, Branch>, 1)
   }
 
   float sum_h[E] = {}, sum_hy[E] = {}, sum_branch[E] = {};  // of grad_h, grad_h * y, dx * branch
+  float sum_alpha[E] = {}, sum_dx[E] = {};                  // of dy (1 - y^2) x', dx
   const auto work_on = [&](const Row& row, float (*shared)[2]) {
     float dx[E];
-    if (a.grad_h.data) {
+    if (dyt && a.grad_h.data) {
+      float grad[E], value[E];
+      decode(row.grad_h, grad);
+      decode(row.x, value);
+      decode(row.grad_x, dx);
+#pragma unroll
+      for (int e = 0; e < E; ++e) {
+        const float y = tanhf(alpha * value[e]);
+        const float inner = grad[e] * product[e] * tanh_slope(alpha * value[e]);
+        sum_h[e] += grad[e];
+        sum_hy[e] = fmaf(grad[e], y, sum_hy[e]);
+        sum_alpha[e] = fmaf(inner, value[e], sum_alpha[e]);
+        dx[e] = fmaf(alpha, inner, dx[e]);
+      }
+    } else if (a.grad_h.data) {
       const float mean = row.stats.x, rstd = row.stats.y;
       float grad[E], y[E], means[2] = {};
       decode(row.grad_h, grad);
@@ -147,6 +172,11 @@ __global__ void __launch_bounds__(kRowsThreads<X, Branch>, 1)
       for (int e = 0; e < E; ++e) sum_branch[e] = fmaf(dx[e], update[e], sum_branch[e]);
     }
     if (!inside) return;
+    if (kExtra && a.dresidual2) {
+      if (a.residual2.per_token) store(a.dresidual2, out, encode<X>(dx));
+#pragma unroll
+      for (int e = 0; e < E; ++e) sum_dx[e] += dx[e];
+    }
     if (a.dx) store(a.dx, out, encode<X>(dx));
     if (a.dbranch) {
 #pragma unroll
@@ -165,6 +195,24 @@ __global__ void __launch_bounds__(kRowsThreads<X, Branch>, 1)
   }
 
   const int others = threads * (group - 1) + threadIdx.x;
+  if constexpr (kExtra) {
+    if (group > 0) {
+#pragma unroll
+      for (int e = 0; e < E; ++e) {
+        merge[0][e][others] = sum_alpha[e];
+        merge[1][e][others] = sum_dx[e];
+      }
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; group == 0 && i < threads * (groups - 1); i += threads) {
+#pragma unroll
+      for (int e = 0; e < E; ++e) {
+        sum_alpha[e] += merge[0][e][i];
+        sum_dx[e] += merge[1][e][i];
+      }
+    }
+    __syncthreads();  // the lines are used again
+  }
   if (group > 0) {
 #pragma unroll
     for (int e = 0; e < E; ++e) {
@@ -205,6 +253,10 @@ __global__ void __launch_bounds__(kRowsThreads<X, Branch>, 1)
 #pragma unroll
     for (int e = 0; e < E; ++e) value[e] = (1.f + scale[e]) * sum_h[e];
     store_sum(plan.partial[kBias], value);
+  }
+  if constexpr (kExtra) {
+    if (plan.partial[kAlpha]) store_sum(plan.partial[kAlpha], sum_alpha);
+    if (plan.partial[kResidual2]) store_sum(plan.partial[kResidual2], sum_dx);
   }
   if (plan.partial[kGate]) {
     load_modulation<M>(a.gate, sample, column, 0.f, value);
@@ -263,7 +315,7 @@ struct ColumnWalk {
 };
 
 // Registers: 128 threads may have all 255.
-template <int E>
+template <int E, bool kExtra>
 __global__ void __launch_bounds__(kColumnThreads)
     seam_backward_columns(const __grid_constant__ SeamBackward a, const __grid_constant__ ColumnWalk walk,
                           const Origin origin) {
@@ -275,17 +327,31 @@ __global__ void __launch_bounds__(kColumnThreads)
   const int64_t end = walk.over_samples ? a.batch : first + walk.chunk_rows;
   const int64_t last = walk.over_samples || end < a.tokens ? end : a.tokens;
 
-  float sum[kModulations][E] = {};
+  const bool dyt = kExtra && a.norm == Norm::Dyt;
+  const float alpha = dyt ? load_alpha(a) : 0.f;
+  float sum[kCount<kExtra>][E] = {};
   for (int64_t i = first; i < last; ++i) {
     const int64_t sample = walk.over_samples ? i : fixed_sample, token = walk.over_samples ? piece : i;
     const int64_t row = sample * a.tokens + token;
-    float dx[E] = {}, grad[E] = {}, y[E] = {}, scale[E], weight[E], gate[E], value[kModulations][E] = {};
+    float dx[E] = {}, grad[E] = {}, y[E] = {}, scale[E], weight[E], gate[E], value[kCount<kExtra>][E] = {};
     if (a.grad_x.data)
       load_any(a.grad_x.data, a.grad_x.dtype, sample * a.grad_x.batch_stride + token * a.grad_x.row_stride + column,
                dx);
     load_modulation_any(a.scale, sample, token, column, 0.f, scale);
     load_modulation_any(a.weight, sample, token, column, 1.f, weight);
-    if (a.grad_h.data) {
+    if (dyt && a.grad_h.data) {
+      load_any(a.grad_h.data, a.grad_h.dtype, sample * a.grad_h.batch_stride + token * a.grad_h.row_stride + column,
+               grad);
+      load_any(a.x.data, a.x.dtype, sample * a.x.batch_stride + token * a.x.row_stride + column, y);
+#pragma unroll
+      for (int e = 0; e < E; ++e) {
+        const float x = y[e];
+        y[e] = tanhf(alpha * x);
+        const float inner = grad[e] * (weight[e] * (1.f + scale[e])) * tanh_slope(alpha * x);
+        if constexpr (kExtra) value[kAlpha][e] = inner * x;
+        dx[e] = fmaf(alpha, inner, dx[e]);
+      }
+    } else if (a.grad_h.data) {
       const float mean = a.stats[2 * row], rstd = a.stats[2 * row + 1];
       const float mean_dy = walk.means[2 * row], mean_dyy = walk.means[2 * row + 1];
       load_any(a.grad_h.data, a.grad_h.dtype, sample * a.grad_h.batch_stride + token * a.grad_h.row_stride + column,
@@ -319,8 +385,12 @@ __global__ void __launch_bounds__(kColumnThreads)
 #pragma unroll
       for (int e = 0; e < E; ++e) value[kGate][e] = gate[e] * branch[e] * dx[e];
     }
+    if constexpr (kExtra) {
 #pragma unroll
-    for (int m = 0; m < kModulations; ++m) {
+      for (int e = 0; e < E; ++e) value[kResidual2][e] = dx[e];
+    }
+#pragma unroll
+    for (int m = 0; m < kCount<kExtra>; ++m) {
       const Gradient& gradient = walk.gradients[m];
       if (gradient.kind == Gradient::Row) {
         store_any(gradient.data, gradient.dtype, row * a.dim + column, value[m]);
@@ -340,7 +410,7 @@ __global__ void __launch_bounds__(kColumnThreads)
 
   const int64_t slot = walk.over_samples ? piece : fixed_sample * walk.chunks + piece;
 #pragma unroll
-  for (int m = 0; m < kModulations; ++m) {
+  for (int m = 0; m < kCount<kExtra>; ++m) {
     const Gradient& gradient = walk.gradients[m];
     if (gradient.kind == Gradient::Sum) store_any(gradient.data, gradient.dtype, slot * a.dim + column, sum[m]);
   }
@@ -381,6 +451,16 @@ __global__ void __launch_bounds__(kFinishColumns* kFinishRows)
   store_any(part.gradient, part.dtype, sample * finish.dim + column, sum);
 }
 
+// dalpha = sum of `dim` floats, in an order that dim alone fixes.
+__global__ void __launch_bounds__(kAlphaThreads)
+    seam_backward_alpha(const float* columns, const int64_t dim, void* dalpha, const DType dtype, const Origin) {
+  __shared__ float shared[kAlphaThreads / 32][1];
+  float sum[1] = {};
+  for (int64_t column = threadIdx.x; column < dim; column += kAlphaThreads) sum[0] += columns[column];
+  group_sum(sum, shared, kAlphaThreads / 32, [] { __syncthreads(); });
+  if (threadIdx.x == 0) store_any(dalpha, dtype, 0, sum);
+}
+
 using BackwardKernel = void (*)(SeamBackward, Chunks, float, Origin);
 
 struct BackwardChoice {
@@ -388,33 +468,40 @@ struct BackwardChoice {
   int threads = 0;  // of a block, at most
 };
 
+template <DType X, DType Branch, DType M>
+BackwardChoice backward_rows_kernel(bool extra) {
+  if (!extra) return {seam_backward_rows<X, Branch, M, false>, kRowsThreads<X, Branch, false>};
+  if constexpr (X == Branch) return {seam_backward_rows<X, X, M, true>, kRowsThreads<X, X, true>};
+  return {};
+}
+
 template <DType X, DType Branch>
-BackwardChoice backward_rows_kernel(DType modulation) {
-  if (modulation == X) return {seam_backward_rows<X, Branch, X>, kRowsThreads<X, Branch>};
+BackwardChoice backward_rows_kernel(DType modulation, bool extra) {
+  if (modulation == X) return backward_rows_kernel<X, Branch, X>(extra);
   if constexpr (X != DType::F32)
-    if (modulation == DType::F32) return {seam_backward_rows<X, Branch, DType::F32>, kRowsThreads<X, Branch>};
+    if (modulation == DType::F32) return backward_rows_kernel<X, Branch, DType::F32>(extra);
   return {};
 }
 
 // The dtypes of the forward.
-inline BackwardChoice backward_rows_kernel(DType x, DType branch, DType modulation) {
+inline BackwardChoice backward_rows_kernel(DType x, DType branch, DType modulation, bool extra) {
   constexpr DType F32 = DType::F32, F16 = DType::F16, BF16 = DType::BF16;
-  if (x == F32 && branch == F32) return backward_rows_kernel<F32, F32>(modulation);
-  if (x == F32 && branch == F16) return backward_rows_kernel<F32, F16>(modulation);
-  if (x == F32 && branch == BF16) return backward_rows_kernel<F32, BF16>(modulation);
-  if (x == F16 && branch == F16) return backward_rows_kernel<F16, F16>(modulation);
-  if (x == F16 && branch == F32) return backward_rows_kernel<F16, F32>(modulation);
-  if (x == BF16 && branch == BF16) return backward_rows_kernel<BF16, BF16>(modulation);
-  if (x == BF16 && branch == F32) return backward_rows_kernel<BF16, F32>(modulation);
+  if (x == F32 && branch == F32) return backward_rows_kernel<F32, F32>(modulation, extra);
+  if (x == F32 && branch == F16) return backward_rows_kernel<F32, F16>(modulation, extra);
+  if (x == F32 && branch == BF16) return backward_rows_kernel<F32, BF16>(modulation, extra);
+  if (x == F16 && branch == F16) return backward_rows_kernel<F16, F16>(modulation, extra);
+  if (x == F16 && branch == F32) return backward_rows_kernel<F16, F32>(modulation, extra);
+  if (x == BF16 && branch == BF16) return backward_rows_kernel<BF16, BF16>(modulation, extra);
+  if (x == BF16 && branch == F32) return backward_rows_kernel<BF16, F32>(modulation, extra);
   return {};
 }
 
 inline std::array<const Modulation*, kModulations> modulations(const SeamBackward& a) {
-  return {&a.gate, &a.scale, &a.shift, &a.weight, &a.bias};
+  return {&a.gate, &a.scale, &a.shift, &a.weight, &a.bias, &a.residual2, &a.alpha};
 }
 
 inline std::array<void*, kModulations> gradients(const SeamBackward& a) {
-  return {a.dgate, a.dscale, a.dshift, a.dweight, a.dbias};
+  return {a.dgate, a.dscale, a.dshift, a.dweight, a.dbias, a.dresidual2, a.dalpha};
 }
 
 // The modulations whose gradients are summed over chunks.
@@ -456,13 +543,18 @@ inline int backward_elements(const SeamBackward& a) {
   return a.dim % elements == 0 ? elements : 1;
 }
 
-// What either way may need, whatever gradients are wanted in the end.
-inline int64_t backward_workspace(const SeamBackward& a, int multiprocessors) {
+// Where dalpha is left to be added up: D floats behind what either way may need, whatever gradients are wanted in the
+// end.
+inline int64_t alpha_columns_at(const SeamBackward& a, int multiprocessors) {
   int64_t lines = 0;
   for (const Modulation* m : modulations(a)) lines += in_chunks(*m);
   lines *= a.batch * a.dim;
   return std::max(lines * cut_for_rows(a, multiprocessors).chunks,
                   means_size(a) + lines * cut_for_columns(a, multiprocessors, backward_elements(a)).chunks);
+}
+
+inline int64_t backward_workspace(const SeamBackward& a, int multiprocessors) {
+  return alpha_columns_at(a, multiprocessors) + (a.alpha.data ? a.dim : 0);
 }
 
 inline void place_partials(const SeamBackward& a, float* workspace, Chunks& plan) {
@@ -483,31 +575,43 @@ inline bool backward_by_rows(const SeamBackward& a, int elements) {
     if (rows->data) fits = fits && rows->dtype == a.x.dtype && aligned(a, *rows, elements);
   if (a.grad_h.data) fits = fits && aligned(a, a.x, elements) && aligned(a.stats, 8);
   if (a.dgate) fits = fits && aligned(a, a.branch, elements);
-  for (const Modulation* m : modulations(a))
+  for (const Modulation* m : {&a.gate, &a.scale, &a.shift, &a.weight, &a.bias})
     if (m->data) fits = fits && !m->per_token && aligned(a, *m, elements);
+  if (a.dresidual2 && a.residual2.per_token)
+    fits = fits && a.residual2.per_sample && a.residual2.dtype == a.x.dtype && aligned(a.dresidual2, 16);
   return fits;
 }
 
-inline void launch_finish(const SeamBackward& a, const Chunks& plan, cudaStream_t stream) {
+inline void launch_finish(const SeamBackward& a, const Chunks& plan, int multiprocessors, cudaStream_t stream) {
   Finish finish;
   finish.dim = a.dim;
+  float* const alpha_columns = a.workspace + alpha_columns_at(a, multiprocessors);
   int64_t lines = 0;
   for (int m = 0; m < kModulations; ++m) {
     if (!plan.partial[m]) continue;
     const Modulation& owner = *modulations(a)[m];
     const int64_t samples = owner.per_sample ? a.batch : 1;
     finish.parts[m] = {plan.partial[m], gradients(a)[m], owner.dtype, samples, a.batch / samples * plan.chunks};
+    if (m == kAlpha) finish.parts[m].gradient = alpha_columns, finish.parts[m].dtype = DType::F32;
     lines += samples;
   }
   launch(seam_backward_finish, ceil_div(a.dim, kFinishColumns), lines, dim3(kFinishColumns, kFinishRows), stream,
          finish);
+  if (a.dalpha)
+    launch(seam_backward_alpha, 1, 1, dim3(kAlphaThreads), stream, alpha_columns, a.dim, a.dalpha, a.alpha.dtype);
+}
+
+template <bool kExtra>
+auto backward_columns_kernel(int elements) {
+  if (elements == 8) return seam_backward_columns<8, kExtra>;
+  return elements == 4 ? seam_backward_columns<4, kExtra> : seam_backward_columns<1, kExtra>;
 }
 
 inline void launch_by_columns(const SeamBackward& a, int multiprocessors, float inverse_dim, cudaStream_t stream) {
   const int elements = backward_elements(a);
   Chunks plan = cut_for_columns(a, multiprocessors, elements);
   place_partials(a, a.workspace + means_size(a), plan);
-  if (a.grad_h.data) {
+  if (a.grad_h.data && a.norm != Norm::Dyt) {
     const int threads = static_cast<int>(std::min<int64_t>(kMeansThreads, ceil_div(a.dim, elements * 32) * 32));
     launch(elements == 8   ? seam_backward_means<8>
            : elements == 4 ? seam_backward_means<4>
@@ -534,12 +638,11 @@ inline void launch_by_columns(const SeamBackward& a, int multiprocessors, float 
       walk.gradients[m] = {Gradient::Sum, plan.partial[m], DType::F32};
     }
   }
-  const auto kernel = elements == 8   ? seam_backward_columns<8>
-                      : elements == 4 ? seam_backward_columns<4>
-                                      : seam_backward_columns<1>;
+  const auto kernel =
+      is_extra(a, a) ? backward_columns_kernel<true>(elements) : backward_columns_kernel<false>(elements);
   launch(kernel, walk.tiles * plan.chunks, a.batch, dim3(kColumnThreads), stream, a, walk);
   if (second) launch(kernel, walk.tiles * a.tokens, 1, dim3(kColumnThreads), stream, a, over_samples);
-  launch_finish(a, plan, stream);
+  launch_finish(a, plan, multiprocessors, stream);
 }
 
 inline void launch_backward(SeamBackward a, int multiprocessors, cudaStream_t stream) {
@@ -550,14 +653,15 @@ inline void launch_backward(SeamBackward a, int multiprocessors, cudaStream_t st
   const bool branch = a.dbranch || a.dgate;
   BackwardChoice choice;
   if (backward_by_rows(a, elements) && modulation >= 0)
-    choice = backward_rows_kernel(a.x.dtype, branch ? a.branch.dtype : a.x.dtype, static_cast<DType>(modulation));
+    choice = backward_rows_kernel(a.x.dtype, branch ? a.branch.dtype : a.x.dtype, static_cast<DType>(modulation),
+                                  is_extra(a, a));
   const int64_t threads = ceil_div(a.dim, elements * 32) * 32;  // of a row
   if (threads > choice.threads) return launch_by_columns(a, multiprocessors, inverse_dim, stream);
 
   Chunks plan = cut_for_rows(a, multiprocessors);
   place_partials(a, a.workspace, plan);
   launch(choice.kernel, plan.chunks, a.batch, dim3(threads, choice.threads / threads), stream, a, plan, inverse_dim);
-  launch_finish(a, plan, stream);
+  launch_finish(a, plan, multiprocessors, stream);
 }
 
 }  // namespace presto::cuda

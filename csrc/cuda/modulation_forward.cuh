@@ -1,16 +1,18 @@
 // The seam, forward.
 //
-//   x'   = x + g(gate) * branch                                     [B, N, D]  rounded to x's dtype
+//   x'   = x + g(gate) * branch + residual2                         [B, N, D]  rounded to x's dtype
 //   h    = (norm(x') * weight + bias) * (1 + scale) + shift         [B, N, D]  rounded to x's dtype
 //   norm = (x' - mean) * rstd  (layer)   or   x' * rstd  (rms)      of x' as rounded; stats = (mean, rstd), fp32
+//          or   tanh(alpha * x')  (dyt, no stats)
 //
-// All arithmetic is fp32; the variance is summed of the centred row.
-// Bytes: x and branch read once, x' and h written once, 4 B N D elements in all; the modulation's few rows and the 8
-// bytes of stats per row are small beside them.
+// All arithmetic is fp32; the variance is summed of the centred row; tanhf is CUDA's accurate one.
+// Bytes: x and branch read once, x' and h written once, 4 B N D elements in all, 5 with a residual2 by token; the
+// modulation's few rows and the 8 bytes of stats per row are small beside them.
 //
 // seam_forward_rows: a block takes R neighbouring rows of one sample.  Each thread keeps V vectors of 16 bytes of every
 // row in registers, so R V loads of x and as many of branch are in flight at once, and what it loads of the modulation
-// serves R rows.  Limits: 16-byte aligned rows, D <= V * 384 vectors, no modulation by token, all of one dtype.
+// serves R rows.  Limits: 16-byte aligned rows, D <= V * 384 vectors, no modulation by token, all of one dtype;
+// residual2, by token or not, and a branch beside it or beside dyt, in x's dtype.
 //
 // seam_forward_any: a block takes one row and passes over it three times, the second and third out of the caches.  Any
 // D, any alignment, any dtypes, modulation by token.
@@ -44,7 +46,7 @@ inline ForwardShape forward_shape(int64_t dim, int elements) {
 // Registers: two blocks of 384 threads on a multiprocessor leave 80 to a thread, so that at D = 1024 in bf16 (128
 // threads) six blocks are resident and [2, 1379, 1024], 690 blocks, runs at once on 132 multiprocessors.  Two vectors a
 // thread need more: one block of 384, at most 168.
-template <DType X, DType Branch, DType M, int V, int R>
+template <DType X, DType Branch, DType M, int V, int R, bool kExtra>
 __global__ void __launch_bounds__(kForwardThreads, V == 1 ? 2 : 1)
     seam_forward_rows(const __grid_constant__ SeamForward a, const float inverse_dim, const Origin origin) {
   constexpr int E = 16 / kSize<X>;
@@ -55,7 +57,9 @@ __global__ void __launch_bounds__(kForwardThreads, V == 1 ? 2 : 1)
   const int rows = a.tokens - first < R ? static_cast<int>(a.tokens - first) : R;
   const int64_t x_at = sample * a.x.batch_stride + first * a.x.row_stride;
   const int64_t branch_at = sample * a.branch.batch_stride + first * a.branch.row_stride;
+  const int64_t residual2_at = sample * a.residual2.batch_stride + first * a.residual2.row_stride;
   const int64_t out = (sample * a.tokens + first) * a.dim;
+  const bool dyt = kExtra && a.norm == Norm::Dyt;
   int column[V];
 #pragma unroll
   for (int v = 0; v < V; ++v) column[v] = (v * blockDim.x + threadIdx.x) * E;
@@ -77,6 +81,16 @@ __global__ void __launch_bounds__(kForwardThreads, V == 1 ? 2 : 1)
         if (r < rows && column[v] < dim)
           branch[r][v] = load<Branch, E>(a.branch.data, branch_at + r * a.branch.row_stride + column[v]);
     }
+    Pack<X, E> second[kExtra ? R : 1][V];  // residual2, 0 where it is not given
+    if constexpr (kExtra) {
+#pragma unroll
+      for (int r = 0; r < R; ++r) {
+#pragma unroll
+        for (int v = 0; v < V; ++v)
+          if (a.residual2.data && r < rows && column[v] < dim)
+            second[r][v] = load<X, E>(a.residual2.data, residual2_at + r * a.residual2.row_stride + column[v]);
+      }
+    }
 #pragma unroll
     for (int v = 0; v < V; ++v) {
       if (column[v] >= dim) continue;
@@ -89,6 +103,11 @@ __global__ void __launch_bounds__(kForwardThreads, V == 1 ? 2 : 1)
         decode(branch[r][v], update);
 #pragma unroll
         for (int e = 0; e < E; ++e) stream[e] = fmaf(gate[e], update[e], stream[e]);
+        if constexpr (kExtra) {
+          decode(second[r][v], update);
+#pragma unroll
+          for (int e = 0; e < E; ++e) stream[e] += update[e];
+        }
         x[r][v] = encode<X>(stream);
         if (r < rows) store(a.x_new, out + r * a.dim + column[v], x[r][v]);
       }
@@ -127,17 +146,18 @@ __global__ void __launch_bounds__(kForwardThreads, V == 1 ? 2 : 1)
   for (int r = 0; r < R; ++r) {
 #pragma unroll
     for (int v = 0; v < V; ++v) {
-      if (column[v] >= dim) continue;
+      if (dyt || column[v] >= dim) continue;
       float value[E];
       decode(x[r][v], value);
 #pragma unroll
       for (int e = 0; e < E; ++e) square[r] = fmaf(value[e] - mean[r], value[e] - mean[r], square[r]);
     }
   }
-  group_sum(square, shared[1], warps, barrier);
+  if (!dyt) group_sum(square, shared[1], warps, barrier);
   float rstd[R];
 #pragma unroll
   for (int r = 0; r < R; ++r) rstd[r] = rsqrtf(fmaf(square[r], inverse_dim, a.eps));
+  const float alpha = dyt ? load_alpha(a) : 0.f;
 
   if (a.stats && threadIdx.x == 0) {
 #pragma unroll
@@ -161,14 +181,17 @@ __global__ void __launch_bounds__(kForwardThreads, V == 1 ? 2 : 1)
       float value[E];
       decode(x[r][v], value);
 #pragma unroll
-      for (int e = 0; e < E; ++e) value[e] = fmaf((value[e] - mean[r]) * rstd[r], weight[e], bias[e]);
+      for (int e = 0; e < E; ++e) {
+        const float y = dyt ? tanhf(alpha * value[e]) : (value[e] - mean[r]) * rstd[r];
+        value[e] = fmaf(y, weight[e], bias[e]);
+      }
       store(a.h, out + r * a.dim + column[v], encode<X>(value));
     }
   }
 }
 
 // At most 168 registers: one block of 384 threads must fit.
-template <int E>
+template <int E, bool kExtra>
 __global__ void __launch_bounds__(kForwardThreads)
     seam_forward_any(const __grid_constant__ SeamForward a, const float inverse_dim, const Origin origin) {
   __shared__ float shared[2][kForwardThreads / 32][1];
@@ -190,6 +213,11 @@ __global__ void __launch_bounds__(kForwardThreads)
       load_gate_any(a, a.gate, sample, token, column, gate);
 #pragma unroll
       for (int e = 0; e < E; ++e) value[e] = fmaf(gate[e], update[e], value[e]);
+      if (kExtra && a.residual2.data) {
+        load_modulation_any(a.residual2, sample, token, column, 0.f, update);
+#pragma unroll
+        for (int e = 0; e < E; ++e) value[e] += update[e];
+      }
       store_any(a.x_new, a.x.dtype, out + column, value);
     }
 #pragma unroll
@@ -205,13 +233,15 @@ __global__ void __launch_bounds__(kForwardThreads)
   } else {
     mean[0] = 0.f;
   }
-  for (int64_t column = start; column < a.dim; column += step) {
+  const bool dyt = kExtra && a.norm == Norm::Dyt;
+  for (int64_t column = start; !dyt && column < a.dim; column += step) {
     float value[E];
     load_any(stream, a.x.dtype, stream_at + column, value);
 #pragma unroll
     for (int e = 0; e < E; ++e) square[0] = fmaf(value[e] - mean[0], value[e] - mean[0], square[0]);
   }
-  group_sum(square, shared[1], warps, barrier);
+  if (!dyt) group_sum(square, shared[1], warps, barrier);
+  const float alpha = dyt ? load_alpha(a) : 0.f;
   const float rstd = rsqrtf(fmaf(square[0], inverse_dim, a.eps));
 
   if (a.stats && threadIdx.x == 0) {
@@ -226,9 +256,10 @@ __global__ void __launch_bounds__(kForwardThreads)
     load_modulation_any(a.weight, sample, token, column, 1.f, weight);
     load_modulation_any(a.bias, sample, token, column, 0.f, bias);
 #pragma unroll
-    for (int e = 0; e < E; ++e)
-      value[e] =
-          fmaf((value[e] - mean[0]) * rstd, weight[e] * (1.f + scale[e]), fmaf(bias[e], 1.f + scale[e], shift[e]));
+    for (int e = 0; e < E; ++e) {
+      const float y = dyt ? tanhf(alpha * value[e]) : (value[e] - mean[0]) * rstd;
+      value[e] = fmaf(y, weight[e] * (1.f + scale[e]), fmaf(bias[e], 1.f + scale[e], shift[e]));
+    }
     store_any(a.h, a.x.dtype, out + column, value);
   }
 }
@@ -241,29 +272,36 @@ struct ForwardChoice {
 };
 
 template <DType X, DType Branch, DType M>
-ForwardChoice forward_rows_kernel(int vectors) {
-  if (vectors == 1) return {seam_forward_rows<X, Branch, M, 1, 4>, 4};
-  return {seam_forward_rows<X, Branch, M, 2, 2>, 2};
+ForwardChoice forward_rows_kernel(bool extra, int vectors) {
+  if (extra) {
+    if constexpr (X == Branch) {
+      if (vectors == 1) return {seam_forward_rows<X, X, M, 1, 4, true>, 4};
+      return {seam_forward_rows<X, X, M, 2, 2, true>, 2};
+    }
+    return {};
+  }
+  if (vectors == 1) return {seam_forward_rows<X, Branch, M, 1, 4, false>, 4};
+  return {seam_forward_rows<X, Branch, M, 2, 2, false>, 2};
 }
 
 template <DType X, DType Branch>
-ForwardChoice forward_rows_kernel(DType modulation, int vectors) {
-  if (modulation == X) return forward_rows_kernel<X, Branch, X>(vectors);
+ForwardChoice forward_rows_kernel(DType modulation, bool extra, int vectors) {
+  if (modulation == X) return forward_rows_kernel<X, Branch, X>(extra, vectors);
   if constexpr (X != DType::F32)
-    if (modulation == DType::F32) return forward_rows_kernel<X, Branch, DType::F32>(vectors);
+    if (modulation == DType::F32) return forward_rows_kernel<X, Branch, DType::F32>(extra, vectors);
   return {};
 }
 
 // Branch in x's dtype or fp32, or in any beside an fp32 x; modulation in x's dtype or fp32.
-inline ForwardChoice forward_rows_kernel(DType x, DType branch, DType modulation, int vectors) {
+inline ForwardChoice forward_rows_kernel(DType x, DType branch, DType modulation, bool extra, int vectors) {
   constexpr DType F32 = DType::F32, F16 = DType::F16, BF16 = DType::BF16;
-  if (x == F32 && branch == F32) return forward_rows_kernel<F32, F32>(modulation, vectors);
-  if (x == F32 && branch == F16) return forward_rows_kernel<F32, F16>(modulation, vectors);
-  if (x == F32 && branch == BF16) return forward_rows_kernel<F32, BF16>(modulation, vectors);
-  if (x == F16 && branch == F16) return forward_rows_kernel<F16, F16>(modulation, vectors);
-  if (x == F16 && branch == F32) return forward_rows_kernel<F16, F32>(modulation, vectors);
-  if (x == BF16 && branch == BF16) return forward_rows_kernel<BF16, BF16>(modulation, vectors);
-  if (x == BF16 && branch == F32) return forward_rows_kernel<BF16, F32>(modulation, vectors);
+  if (x == F32 && branch == F32) return forward_rows_kernel<F32, F32>(modulation, extra, vectors);
+  if (x == F32 && branch == F16) return forward_rows_kernel<F32, F16>(modulation, extra, vectors);
+  if (x == F32 && branch == BF16) return forward_rows_kernel<F32, BF16>(modulation, extra, vectors);
+  if (x == F16 && branch == F16) return forward_rows_kernel<F16, F16>(modulation, extra, vectors);
+  if (x == F16 && branch == F32) return forward_rows_kernel<F16, F32>(modulation, extra, vectors);
+  if (x == BF16 && branch == BF16) return forward_rows_kernel<BF16, BF16>(modulation, extra, vectors);
+  if (x == BF16 && branch == F32) return forward_rows_kernel<BF16, F32>(modulation, extra, vectors);
   return {};
 }
 
@@ -273,7 +311,14 @@ inline bool forward_by_rows(const SeamForward& a, int elements) {
   if (a.branch.data) fits = fits && aligned(a, a.branch, elements);
   for (const Modulation* m : {&a.gate, &a.scale, &a.shift, &a.weight, &a.bias})
     if (m->data) fits = fits && !m->per_token && aligned(a, *m, elements);
+  if (a.residual2.data) fits = fits && a.residual2.dtype == a.x.dtype && aligned(a, a.residual2, elements);
   return fits;
+}
+
+template <bool kExtra>
+ForwardKernel forward_any_kernel(int elements) {
+  if (elements == 8) return seam_forward_any<8, kExtra>;
+  return elements == 4 ? seam_forward_any<4, kExtra> : seam_forward_any<1, kExtra>;
 }
 
 inline void launch_forward(const SeamForward& a, cudaStream_t stream) {
@@ -282,12 +327,12 @@ inline void launch_forward(const SeamForward& a, cudaStream_t stream) {
   const ForwardShape shape = forward_shape(a.dim, used);
   const float inverse_dim = 1.f / static_cast<float>(a.dim);
   const int modulation = common_dtype(a, a.x.dtype);
+  const bool extra = is_extra(a, a);
   ForwardChoice choice;
   if (forward_by_rows(a, elements) && shape.vectors <= 2 && modulation >= 0)
     choice = forward_rows_kernel(a.x.dtype, a.branch.data ? a.branch.dtype : a.x.dtype, static_cast<DType>(modulation),
-                                 shape.vectors);
-  if (!choice.kernel)
-    choice.kernel = used == 8 ? seam_forward_any<8> : used == 4 ? seam_forward_any<4> : seam_forward_any<1>;
+                                 extra, shape.vectors);
+  if (!choice.kernel) choice.kernel = extra ? forward_any_kernel<true>(used) : forward_any_kernel<false>(used);
   launch(choice.kernel, ceil_div(a.tokens, choice.rows), a.batch, dim3(shape.threads), stream, a, inverse_dim);
 }
 

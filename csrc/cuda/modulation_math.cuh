@@ -77,6 +77,25 @@ __device__ inline void load_gate_any(const SeamShape& shape, const Modulation& m
   if (m.data) apply_gate_fn(shape.gate_fn, value);
 }
 
+// 1 - tanh(x)^2 without its cancellation where tanh is near 1: q (2 - q), q = 1 - tanh|x|.
+__device__ inline float tanh_slope(float x) {
+  const float q = 2.f / (1.f + expf(2.f * fabsf(x)));
+  return q * (2.f - q);
+}
+
+// alpha of norm dyt.
+__device__ inline float load_alpha(const SeamInputs& in) {
+  float alpha[1];
+  load_any(in.alpha.data, in.alpha.dtype, 0, alpha);
+  return alpha[0];
+}
+
+// Whether a call asks for what the kernels with kExtra have and the others lack: norm dyt, or residual2.  Those others
+// then need neither the registers nor the branches.
+inline bool is_extra(const SeamShape& shape, const SeamInputs& in) {
+  return shape.norm == Norm::Dyt || in.residual2.data;
+}
+
 // What the host asks to choose between the kernels.
 inline int size_of(DType dtype) { return dtype == DType::F32 ? 4 : 2; }
 
@@ -89,7 +108,7 @@ inline bool aligned(const SeamShape& shape, const Rows& rows, int elements) {
          (shape.tokens == 1 || rows.row_stride * size_of(rows.dtype) % bytes == 0);
 }
 
-// The dtype that all given modulations have; `none` where none is given, and -1 where they differ.
+// The dtype that all given modulations but residual2 have; `none` where none is given, and -1 where they differ.
 inline int common_dtype(const SeamInputs& in, DType none) {
   int dtype = -1;
   for (const Modulation* m : {&in.gate, &in.scale, &in.shift, &in.weight, &in.bias}) {

@@ -80,6 +80,14 @@ def sin_cos_pi(x):
     return tl.where(x < 0, -sine, sine), cosine
 
 
+@triton.jit
+def tanh_slope(x):
+    """1 - tanh(x)^2 without its cancellation where tanh is near 1: q (2 - q), q = 1 - tanh|x|."""
+    size = tl.abs(x)
+    q = 2.0 / (1.0 + tl.exp(size + size))
+    return q * (2.0 - q)
+
+
 @dataclass(frozen=True)
 class Launch:
     """A kernel with all that it is launched with; :mod:`presto_kernels.testing.aot` compiles from the same object."""

@@ -24,6 +24,7 @@ class Call:
     shift: str | None = "B"
     weight: str | None = None
     bias: str | None = None
+    residual2: str | None = None
 
 
 _SEAM = Call("gated_residual_adaln")
@@ -37,6 +38,15 @@ CALLS = (
     (replace(_SEAM, variant="gated_residual_adaln, per token", gate="N", scale="N", shift="N"), torch.bfloat16, 1024),
     (replace(_ADALN, variant="adaln_modulate, rms, weight", norm="rms", weight="D"), torch.bfloat16, 1024),
     (replace(_GATED, variant="gated_residual, sigmoid", gate_fn="sigmoid_one_minus"), torch.bfloat16, 1024),
+    (
+        replace(_ADALN, variant="adaln_modulate, dyt, weight and bias", norm="dyt", weight="D", bias="D"),
+        torch.bfloat16,
+        1024,
+    ),
+    (replace(_SEAM, variant="gated_residual_adaln, dyt", norm="dyt"), torch.bfloat16, 1024),
+    (replace(_SEAM, variant="gated_residual_adaln, dyt, residual2", norm="dyt", residual2="N"), torch.float32, 1024),
+    (replace(_SEAM, variant="gated_residual_adaln, residual2", residual2="N"), torch.bfloat16, 1024),
+    (replace(_SEAM, variant="gated_residual_adaln, residual2 per sample", residual2="B"), torch.bfloat16, 1024),
 )
 
 
@@ -53,14 +63,20 @@ def launches(call: Call, dtype: torch.dtype, dim: int, *, batch: int = 2, tokens
     x, stats = empty(batch, tokens, dim), empty(batch, tokens, 2, dtype=torch.float32)
     branch = x if call.branch else None
     norm, gate_fn = operators.NORMS[call.norm], operators.GATE_FNS[call.gate_fn]
-    gate, scale, shift, weight, bias = map(modulation, (call.gate, call.scale, call.shift, call.weight, call.bias))
+    kinds = (call.gate, call.scale, call.shift, call.weight, call.bias, call.residual2)
+    gate, scale, shift, weight, bias, residual2 = map(modulation, kinds)
+    alpha = empty(1) if call.norm == "dyt" else None
     forward = triton_kernels.plan_forward(
-        x, branch, gate, scale, shift, weight, bias, branch, x if norm else None, stats if norm else None,
+        x, branch, gate, scale, shift, weight, bias, alpha, residual2,
+        branch, x if norm else None, stats if operators.has_stats(norm) else None,
         norm=norm, gate_fn=gate_fn, eps=1e-6,
     )  # fmt: skip
-    owners = {"x": x, "branch": branch, "gate": gate, "scale": scale, "shift": shift, "weight": weight, "bias": bias}
+    owners = {
+        "x": x, "branch": branch, "gate": gate, "scale": scale, "shift": shift, "weight": weight, "bias": bias,
+        "alpha": alpha, "residual2": residual2 if call.residual2 != "N" else None,
+    }  # fmt: skip
     backward = triton_kernels.plan_backward(
-        branch, x if norm else None, x, stats, branch, gate, scale, weight, bias,
+        branch, x if norm else None, x, stats, branch, gate, scale, weight, bias, alpha,
         {name: owner for name, owner in owners.items() if owner is not None},
         norm=norm, gate_fn=gate_fn, multiprocessors=132,
     )  # fmt: skip

@@ -19,17 +19,18 @@ OPS: dict[str, Callable[..., Tensor | tuple[Tensor, Tensor]]] = {
     "gated_residual_adaln": gated_residual_adaln,
 }
 TENSORS = {
-    "adaln_modulate": ("x", "scale", "shift", "weight", "bias"),
-    "gated_residual": ("x", "branch", "gate"),
-    "gated_residual_adaln": ("x", "branch", "gate", "scale", "shift", "weight", "bias"),
+    "adaln_modulate": ("x", "scale", "shift", "weight", "bias", "alpha"),
+    "gated_residual": ("x", "branch", "gate", "residual2"),
+    "gated_residual_adaln": ("x", "branch", "gate", "scale", "shift", "weight", "bias", "alpha", "residual2"),
 }
 _ROWWISE = ("x", "branch")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One call.  A modulation is laid out as "D", "1D", "BD", "B1D", "1ND", "BND", "chunk" (a chunk() view of [B, 6D]),
-    or None (not given); x as "plain", "permuted" (a transposed view) or "sliced" (every other row of a longer one).
+    """One call.  A modulation (residual2 too) is laid out as "D", "1D", "BD", "B1D", "1ND", "BND", "chunk" (a chunk()
+    view of [B, 6D]), or None (not given); x as "plain", "permuted" (a transposed view) or "sliced" (every other row of
+    a longer one).  alpha, [1] or [], is there with norm "dyt" alone.
     """
 
     op: str
@@ -44,6 +45,8 @@ class Case:
     shift: str | None = "chunk"
     weight: str | None = None
     bias: str | None = None
+    alpha: tuple[int, ...] = (1,)
+    residual2: str | None = None
     norm: str = "layer"
     gate_fn: str = "identity"
     eps: float = 1e-6
@@ -93,7 +96,12 @@ class Case:
             "shift": modulation(self.shift),
             "weight": modulation(self.weight),
             "bias": modulation(self.bias),
+            "residual2": modulation(self.residual2),
+            "alpha": None,
         }
+        if self.norm == "dyt":
+            alpha = 0.25 + torch.rand(self.alpha, generator=generator)
+            made["alpha"] = alpha.to(self.modulation_dtype or self.dtype).to(device)
         return {
             name: None if made[name] is None else made[name].detach().requires_grad_()  # type: ignore[union-attr]
             for name in TENSORS[self.op]
@@ -107,7 +115,7 @@ def _broadcast(t: Tensor | None) -> Tensor | None:
 def plain(case: Case, inputs: dict[str, Tensor | None]) -> tuple[Tensor, ...]:
     """What a PyTorch user writes, in the dtypes that come in."""
     t = {name: value if name in _ROWWISE else _broadcast(value) for name, value in inputs.items()}
-    x = t["x"]
+    x, residual2, alpha = t["x"], t.get("residual2"), t.get("alpha")
     assert x is not None
     dtype, outputs = x.dtype, []
     if "branch" in t:
@@ -115,12 +123,16 @@ def plain(case: Case, inputs: dict[str, Tensor | None]) -> tuple[Tensor, ...]:
         assert branch is not None
         if gate is not None and case.gate_fn == "sigmoid_one_minus":
             gate = torch.sigmoid(1 - gate)
-        x = (x + (branch if gate is None else gate * branch)).to(dtype)
+        x = x + (branch if gate is None else gate * branch)
+        x = (x if residual2 is None else x + residual2).to(dtype)
         outputs.append(x)
     if case.op == "gated_residual":
         return tuple(outputs)
-    normed = F.layer_norm if case.norm == "layer" else F.rms_norm
-    h = normed(x, (x.shape[-1],), eps=case.eps)
+    if alpha is not None:
+        h = torch.tanh(alpha * x)
+    else:
+        normed = F.layer_norm if case.norm == "layer" else F.rms_norm
+        h = normed(x, (x.shape[-1],), eps=case.eps)
     if t["weight"] is not None:
         h = h * t["weight"]
     if t["bias"] is not None:
@@ -141,13 +153,14 @@ def oracle(case: Case, inputs: dict[str, Tensor | None], stored: Tensor | None) 
     outputs = []
     if "branch" in t:
         assert t["branch"] is not None
-        x = reference.add_gated(x, t["branch"], t["gate"], case.gate_fn)
+        x = reference.add_gated(x, t["branch"], t["gate"], case.gate_fn, t["residual2"])
         outputs.append(x)
         if stored is not None:
             x = x + (stored.double() - x).detach()
     if case.op == "gated_residual":
         return tuple(outputs)
-    return (*outputs, reference.modulate(x, t["scale"], t["shift"], t["weight"], t["bias"], case.norm, case.eps))
+    modulation = (t["scale"], t["shift"], t["weight"], t["bias"])
+    return (*outputs, reference.modulate(x, *modulation, case.norm, case.eps, t["alpha"]))
 
 
 def _gradients(
@@ -156,6 +169,17 @@ def _gradients(
     given = {name: t for name, t in inputs.items() if t is not None}
     upstream = tuple(g.to(o.dtype) for g, o in zip(upstream, outputs, strict=True))
     return dict(zip(given, torch.autograd.grad(outputs, list(given.values()), upstream), strict=True))
+
+
+def _sum_size(
+    case: Case, wide: dict[str, Tensor | None], stored: Tensor | None, upstream: tuple[Tensor, ...]
+) -> Tensor:
+    """The norm of the terms that dalpha is the sum of: what its rounding error goes by, however far they cancel.  A
+    term is the gradient of alpha x', through x', times x' / alpha."""
+    x, alpha = wide["x"], wide["alpha"]
+    assert x is not None and alpha is not None
+    (through,) = torch.autograd.grad(oracle(case, wide, stored)[-1], x, upstream[-1].double())
+    return (through * (x if stored is None else stored) / alpha).detach().norm()
 
 
 def run(case: Case, inputs: dict[str, Tensor | None]) -> tuple[Tensor, ...]:
@@ -199,12 +223,16 @@ def judge(
         assert owner is not None
         if gradient.dtype != owner.dtype or gradient.shape != owner.shape:
             raise AssertionError(f"{case.op}: the gradient of {name} is {gradient.dtype} {list(gradient.shape)}")
+        # One sum of everything may cancel: it is compared as if it stood beside something of the size of its terms.
+        beside: float | Tensor = 0.0
+        if name == "alpha":
+            beside = torch.copysign(_sum_size(case, wide, stored, upstream), right[name])
         outcomes.append(
             within(
                 f"d{name}",
-                gradient,
-                right[name],
-                right[name] + (usual[name].double() - usual_right[name]),
+                gradient.double() + beside,
+                right[name] + beside,
+                right[name] + beside + (usual[name].double() - usual_right[name]),
                 rowwise=name in _ROWWISE,
                 eps=max(eps, torch.finfo(owner.dtype).eps),
             )
@@ -235,10 +263,26 @@ def cases(dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torc
                 replace(base, x_layout="permuted", dim=40),
                 replace(base, x_layout="sliced", dim=72),
             ]
+            if op != "gated_residual":
+                dyt = replace(base, norm="dyt", weight="D", bias="D", scale=None, shift=None)
+                made += [
+                    dyt,
+                    replace(dyt, tokens=131, batch=3, dim=96, scale="chunk", shift="BD", alpha=()),
+                    replace(dyt, tokens=9, dim=1000, scale="BND", shift="1ND", modulation_dtype=wider),
+                    replace(dyt, tokens=1, batch=1, dim=8, weight=None, bias=None, x_layout="sliced"),
+                    replace(dyt, tokens=5, dim=17, offset=3.0, gate="BND"),
+                ]
             if op != "adaln_modulate":
                 made += [
+                    replace(base, residual2="BND", tokens=67, dim=96),
+                    replace(base, residual2="BD", gate="D", gate_fn="sigmoid_one_minus", tokens=131, batch=1, dim=17),
+                    replace(base, residual2="1ND", gate=None, x_layout="permuted", dim=40),
+                    replace(base, residual2="D", gate=None, branch_dtype=wider, dim=1000),
+                    replace(base, residual2="BND", modulation_dtype=wider, gate="BND", tokens=9, dim=104),
                     replace(base, gate_fn="sigmoid_one_minus", tokens=21),
                     replace(base, branch_dtype=wider, dim=88),
                     replace(base, gate=None, branch_dtype=wider),
                 ]
+            if op == "gated_residual_adaln":
+                made += [replace(base, norm="dyt", residual2=layout, tokens=35, dim=72) for layout in ("BND", "chunk")]
     return made

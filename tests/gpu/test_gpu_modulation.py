@@ -13,9 +13,11 @@ BACKENDS = ("cuda", "triton", "reference")
 KERNELS = ("cuda", "triton")
 
 
-def big(op: str, dtype: torch.dtype = torch.bfloat16) -> Case:
+def big(op: str, dtype: torch.dtype = torch.bfloat16, norm: str = "layer") -> Case:
+    """With norm dyt residual2 is there too, where the op has it."""
     affine = None if op == "gated_residual" else "D"
-    return Case(op, batch=2, tokens=1379, dim=1024, dtype=dtype, weight=affine, bias=affine)
+    case = Case(op, batch=2, tokens=1379, dim=1024, dtype=dtype, weight=affine, bias=affine, norm=norm)
+    return replace(case, residual2="BND") if norm == "dyt" else case
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -28,9 +30,10 @@ def test_error_is_at_most_twice_that_of_pytorch(case, backend):
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("dim", [8, 1000, 1024, 1536, 2048, 4096, 5000, 8192])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_widths(backend, dim, dtype):
+@pytest.mark.parametrize("norm", ["layer", "dyt"])
+def test_widths(backend, dim, dtype, norm):
     for op in OPS:
-        case = replace(big(op, dtype), tokens=45, dim=dim)
+        case = replace(big(op, dtype, norm), tokens=45, dim=dim)
         with presto_kernels.use_backend(backend):
             check(judge(case, device="cuda"))
 
@@ -38,19 +41,23 @@ def test_widths(backend, dim, dtype):
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("tokens", [1, 7, 1379, 5000])
-def test_lengths(backend, op, tokens):
+@pytest.mark.parametrize("norm", ["layer", "dyt"])
+def test_lengths(backend, op, tokens, norm):
     with presto_kernels.use_backend(backend):
-        check(judge(replace(big(op), tokens=tokens), device="cuda"))
+        check(judge(replace(big(op, norm=norm), tokens=tokens), device="cuda"))
 
 
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("op", OPS)
-def test_gradients_are_bitwise_the_same_on_every_run(backend, op):
+@pytest.mark.parametrize("norm", ["layer", "dyt"])
+def test_gradients_are_bitwise_the_same_on_every_run(backend, op, norm):
+    # In fp32 all of the sums shows.
+    case = replace(big(op, norm=norm), modulation_dtype=torch.float32, residual2="D" if norm == "dyt" else None)
     seen = []
     for _ in range(4):
-        inputs = big(op).inputs("cuda")
+        inputs = case.inputs("cuda")
         with presto_kernels.use_backend(backend):
-            outputs = run(big(op), inputs)
+            outputs = run(case, inputs)
             loss = sum(y.float().square().sum() for y in outputs)
             seen.append([*outputs, *torch.autograd.grad(loss, [t for t in inputs.values() if t is not None])])
     for other in seen[1:]:
@@ -58,12 +65,13 @@ def test_gradients_are_bitwise_the_same_on_every_run(backend, op):
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_triton_and_cuda_agree(op):
+@pytest.mark.parametrize("norm", ["layer", "dyt"])
+def test_triton_and_cuda_agree(op, norm):
     """Both round fp32 results to bf16; they may differ by an ulp where fp32 sums are ordered differently."""
     outputs = []
     for backend in KERNELS:
         with presto_kernels.use_backend(backend):
-            outputs.append(run(big(op), big(op).inputs("cuda")))
+            outputs.append(run(big(op, norm=norm), big(op, norm=norm).inputs("cuda")))
     for ours, theirs in zip(*outputs, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=2**-7, atol=1e-3)
         assert (ours != theirs).float().mean() < 0.02
@@ -71,8 +79,9 @@ def test_triton_and_cuda_agree(op):
 
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("op", OPS)
-def test_a_cuda_graph_replays_forward_and_backward(backend, op):
-    case = big(op)
+@pytest.mark.parametrize("norm", ["layer", "dyt"])
+def test_a_cuda_graph_replays_forward_and_backward(backend, op, norm):
+    case = big(op, norm=norm)
     inputs = case.inputs("cuda")
     leaves = [t for t in inputs.values() if t is not None]
 
@@ -145,10 +154,11 @@ def test_auto_takes_a_kernel_on_a_gpu():
     assert set(KERNELS) <= set(presto_kernels.available_backends()["adaln_modulate"])
 
 
-def test_fullgraph_compile_on_a_gpu():
+@pytest.mark.parametrize("norm", ["layer", "dyt"])
+def test_fullgraph_compile_on_a_gpu(norm):
     torch._dynamo.reset()
-    case = big("gated_residual_adaln")
+    case = big("gated_residual_adaln", norm=norm)
     inputs = {k: None if t is None else t.detach() for k, t in case.inputs("cuda").items()}
-    compiled = torch.compile(lambda **t: presto_kernels.gated_residual_adaln(**t), fullgraph=True)
+    compiled = torch.compile(lambda **t: presto_kernels.gated_residual_adaln(**t, norm=norm), fullgraph=True)
     for ours, theirs in zip(compiled(**inputs), run(case, inputs), strict=True):
         assert torch.equal(ours, theirs)

@@ -71,7 +71,9 @@ def test_any_shape_stride_and_dtype(backend, data):
         shift=data.draw(layouts),
         weight=data.draw(affine),
         bias=data.draw(affine),
-        norm=data.draw(st.sampled_from(["layer", "rms"])),
+        alpha=data.draw(st.sampled_from([(), (1,)])),
+        residual2=data.draw(layouts),
+        norm=data.draw(st.sampled_from(["layer", "rms", "dyt"])),
         gate_fn=data.draw(st.sampled_from(["identity", "sigmoid_one_minus"])),
         x_layout=data.draw(st.sampled_from(["plain", "permuted", "sliced"])),
         seed=data.draw(st.integers(0, 999)),
@@ -82,20 +84,28 @@ def test_any_shape_stride_and_dtype(backend, data):
 
 @pytest.mark.parametrize("backend", backends())
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_seam_is_the_sum_of_its_parts_bit_for_bit(backend, dtype):
+@pytest.mark.parametrize("norm", ["layer", "dyt"])
+def test_the_seam_is_the_sum_of_its_parts_bit_for_bit(backend, norm, dtype):
     """h is the norm of x' as stored, not of what x' was before rounding."""
-    inputs = Case("gated_residual_adaln", tokens=33, dim=200, dtype=dtype, scale="BD").inputs()
-    x, branch, gate, scale, shift = (inputs[k] for k in ("x", "branch", "gate", "scale", "shift"))
+    case = Case("gated_residual_adaln", tokens=33, dim=200, dtype=dtype, scale="BD", norm=norm, residual2="BND")
+    inputs = case.inputs()
+    x, branch, gate, scale, shift, residual2 = (
+        inputs[k] for k in ("x", "branch", "gate", "scale", "shift", "residual2")
+    )
+    normed = {"norm": norm, "alpha": inputs["alpha"]}
     with presto_kernels.use_backend(backend), torch.no_grad():
-        x_new, h = presto_kernels.gated_residual_adaln(x, branch, gate, scale, shift)
-        assert torch.equal(x_new, presto_kernels.gated_residual(x, branch, gate))
-        assert torch.equal(h, presto_kernels.adaln_modulate(x_new, scale, shift))
+        x_new, h = presto_kernels.gated_residual_adaln(x, branch, gate, scale, shift, **normed, residual2=residual2)
+        assert torch.equal(x_new, presto_kernels.gated_residual(x, branch, gate, residual2=residual2))
+        assert torch.equal(h, presto_kernels.adaln_modulate(x_new, scale, shift, **normed))
 
 
 @pytest.mark.parametrize("backend", backends())
 @pytest.mark.parametrize("op", OPS)
-def test_gradients_are_bitwise_the_same_on_every_run_and_thread_count(backend, op):
-    case = Case(op, batch=3, tokens=301, dim=136, dtype=torch.bfloat16, gate="D", weight="D", bias="D")
+@pytest.mark.parametrize("norm", ["layer", "dyt"])
+def test_gradients_are_bitwise_the_same_on_every_run_and_thread_count(backend, op, norm):
+    case = Case(op, batch=3, tokens=301, dim=136, dtype=torch.bfloat16, gate="D", weight="D", bias="D", norm=norm)
+    # Half of alpha's gradient would hide in bf16.
+    case = replace(case, modulation_dtype=torch.float32, residual2="D") if norm == "dyt" else case
     if op == "gated_residual":
         case = replace(case, weight=None, bias=None)
     before, seen = torch.get_num_threads(), []
@@ -117,20 +127,27 @@ def test_gradients_are_bitwise_the_same_on_every_run_and_thread_count(backend, o
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("batch, tokens", [(0, 5), (2, 0)])
 def test_empty_batches(backend, op, batch, tokens):
-    case = Case(op, batch=batch, tokens=tokens, gate="D", scale="D", shift="D")
-    inputs = case.inputs()
-    with presto_kernels.use_backend(backend):
-        outputs = run(case, inputs)
-        gradients = torch.autograd.grad(sum(y.sum() for y in outputs), [t for t in inputs.values() if t is not None])
-    assert all(y.shape == (batch, tokens, 64) for y in outputs)
-    assert all(not g.any() for g in gradients)
+    plain = Case(op, batch=batch, tokens=tokens, gate="D", scale="D", shift="D")
+    for case in (plain, replace(plain, norm="dyt", residual2="D"), replace(plain, norm="dyt", residual2="BND")):
+        inputs = case.inputs()
+        with presto_kernels.use_backend(backend):
+            outputs = run(case, inputs)
+            leaves = [t for t in inputs.values() if t is not None]
+            gradients = torch.autograd.grad(sum(y.sum() for y in outputs), leaves)
+        assert all(y.shape == (batch, tokens, 64) for y in outputs)
+        assert all(not g.any() for g in gradients)
 
 
 @pytest.mark.parametrize("backend", backends())
-def test_only_the_gradients_that_are_wanted(backend):
+@pytest.mark.parametrize("extra", [{}, {"norm": "dyt", "residual2": "BD"}, {"norm": "dyt", "residual2": "BND"}])
+def test_only_the_gradients_that_are_wanted(backend, extra):
     """Every subset of inputs may be frozen, and every subset of outputs unused."""
-    case = Case("gated_residual_adaln", tokens=9, weight="D", bias="D")
-    full = case.inputs()
+    case = Case("gated_residual_adaln", tokens=9, weight="D", bias="D", **extra)
+    full = {name: t for name, t in case.inputs().items() if t is not None}
+
+    def run(case, inputs):
+        return presto_kernels.gated_residual_adaln(**inputs, **case.options())
+
     with presto_kernels.use_backend(backend):
         for used in ((0,), (1,), (0, 1)):
             outputs = run(case, full)
@@ -202,6 +219,12 @@ def test_float64_runs_on_the_reference():
     scale = torch.randn(2, 16, dtype=torch.float64, requires_grad=True)
     assert presto_kernels.explain("adaln_modulate", x, scale, None).backend == "reference"
     assert torch.autograd.gradcheck(lambda a, b: presto_kernels.adaln_modulate(a, b, None), (x, scale))
+    alpha = torch.tensor([0.7], dtype=torch.float64, requires_grad=True)
+
+    def seam(x, scale, alpha):
+        return presto_kernels.gated_residual_adaln(x, x, scale, None, scale, alpha=alpha, norm="dyt", residual2=scale)
+
+    assert torch.autograd.gradcheck(seam, (x, scale, alpha))
 
 
 @pytest.mark.slow
@@ -233,8 +256,25 @@ BAD = {
         "scale is on meta and x on cpu",
     ),
     "weight by token": (lambda a: a | {"weight": torch.ones(2, 7, 64)}, ValueError, r"weight must be \[64\]"),
-    "norm is unknown": (lambda a: a | {"norm": "batch"}, ValueError, "norm must be 'layer' or 'rms', got 'batch'"),
-    "norm is None": (lambda a: a | {"norm": None}, ValueError, "norm must be 'layer' or 'rms', got None"),
+    "norm is unknown": (
+        lambda a: a | {"norm": "batch"},
+        ValueError,
+        "norm must be 'layer', 'rms' or 'dyt', got 'batch'",
+    ),
+    "norm is None": (lambda a: a | {"norm": None}, ValueError, "norm must be 'layer', 'rms' or 'dyt', got None"),
+    "dyt without alpha": (lambda a: a | {"norm": "dyt"}, ValueError, r"norm='dyt' needs alpha, a tensor \[1\] or \[\]"),
+    "alpha without dyt": (
+        lambda a: a | {"alpha": torch.ones(1)},
+        ValueError,
+        "alpha belongs to norm='dyt' and norm is 'layer'",
+    ),
+    "alpha is a number": (lambda a: a | {"norm": "dyt", "alpha": 0.5}, TypeError, "alpha must be a tensor, got float"),
+    "alpha is a row": (
+        lambda a: a | {"norm": "dyt", "alpha": torch.ones(64)},
+        ValueError,
+        r"alpha must be \[1\] or \[\], got \[64\]",
+    ),
+    "alpha is [1, 1]": (lambda a: a | {"norm": "dyt", "alpha": torch.ones(1, 1)}, ValueError, r"got \[1, 1\]"),
     "eps is negative": (lambda a: a | {"eps": -1e-6}, ValueError, "eps must be a number >= 0, got -1e-06"),
 }
 
@@ -251,6 +291,10 @@ def test_bad_arguments_are_named(name):
 
 def test_bad_branches_and_gates_are_named():
     x = torch.randn(2, 7, 64)
+    with pytest.raises(ValueError, match=r"residual2 must be \[64\], .* or \[2 or 1, 7 or 1, 64\].*got \[2, 6, 64\]"):
+        presto_kernels.gated_residual(x, x, None, residual2=torch.randn(2, 6, 64))
+    with pytest.raises(TypeError, match=r"residual2 must be float32.*got torch.int64"):
+        presto_kernels.gated_residual_adaln(x, x, None, None, None, residual2=torch.ones(64, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"branch must have x's shape \[2, 7, 64\], got \[2, 6, 64\]"):
         presto_kernels.gated_residual(x, torch.randn(2, 6, 64), None)
     with pytest.raises(TypeError, match="branch must be a tensor, got NoneType"):

@@ -1,5 +1,7 @@
 """What PyTorch asks of an operator: opcheck, fullgraph compile, no recompile over lengths."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -14,37 +16,45 @@ SEAM, BACKWARD = torch.ops.presto_kernels.seam.default, torch.ops.presto_kernels
 CHECKS = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
 
 
-def seam_arguments(layout: str, dtype: torch.dtype, *, norm: int = 1) -> tuple:
-    case = Case("gated_residual_adaln", tokens=5, dim=24, dtype=dtype, x_layout=layout, weight="D", bias="BD")
-    return (*(t.detach() for t in case.inputs().values()), norm, 1, 1e-6)
+def seam_arguments(layout: str, dtype: torch.dtype, norm: str = "layer") -> tuple:
+    case = Case(
+        "gated_residual_adaln", tokens=5, dim=24, dtype=dtype, x_layout=layout, weight="D", bias="BD", norm=norm
+    )
+    case = replace(case, residual2="BD") if norm == "dyt" else case
+    tensors = (None if t is None else t.detach() for t in case.inputs().values())
+    return (*tensors, operators.NORMS[norm], 1, 1e-6)
 
 
 @pytest.mark.parametrize("layout", ["plain", "permuted", "sliced"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_opcheck_forward(layout, dtype):
-    torch.library.opcheck(SEAM, seam_arguments(layout, dtype), test_utils=CHECKS)
+@pytest.mark.parametrize("norm", ["layer", "dyt"])
+def test_opcheck_forward(layout, dtype, norm):
+    torch.library.opcheck(SEAM, seam_arguments(layout, dtype, norm), test_utils=CHECKS)
 
 
 @pytest.mark.parametrize("layout", ["plain", "permuted", "sliced"])
-def test_opcheck_backward(layout):
-    x, branch, *modulations, norm, gate_fn, eps = seam_arguments(layout, torch.float32)
+@pytest.mark.parametrize("norm", ["layer", "dyt"])
+def test_opcheck_backward(layout, norm):
+    x, branch, *modulations, norm, gate_fn, eps = seam_arguments(layout, torch.float32, norm)
     _, h, stats = SEAM(x, branch, *modulations, norm, gate_fn, eps)
     gradient = torch.randn(2, 24, 5).transpose(1, 2) if layout == "permuted" else torch.randn_like(h)
-    for needs in (0b1111111, 0b0000001, 0b0100100):
+    extra = 0b110000000 if norm == operators.NORMS["dyt"] else 0  # alpha and residual2 are there with dyt
+    for needs in (0b1111111 | extra, 0b0000001, 0b0100100 | extra):
         arguments = (gradient, gradient, x, stats, branch, *modulations, norm, gate_fn, needs)
         torch.library.opcheck(BACKWARD, arguments, test_utils=CHECKS)
 
 
 def test_opcheck_without_branch_or_norm():
     x, branch, gate, *_ = seam_arguments("plain", torch.float32)
-    torch.library.opcheck(SEAM, (x, None, None, None, None, None, None, 2, 0, 1e-6), test_utils=CHECKS)
-    torch.library.opcheck(SEAM, (x, branch, gate, None, None, None, None, 0, 0, 0.0), test_utils=CHECKS)
+    torch.library.opcheck(SEAM, (x, *[None] * 8, 2, 0, 1e-6), test_utils=CHECKS)
+    torch.library.opcheck(SEAM, (x, branch, gate, *[None] * 6, 0, 0, 0.0), test_utils=CHECKS)
 
 
 def two_seams(x, branch, modulation):
     gate, scale, shift = modulation.chunk(3, dim=-1)
-    x, h = presto_kernels.gated_residual_adaln(x, branch, gate, scale, shift)
+    x, h = presto_kernels.gated_residual_adaln(x, branch, gate, scale, shift, residual2=x[:1] * 0.5)
     h = presto_kernels.adaln_modulate(h * 2, scale, None, norm="rms")
+    x, h = presto_kernels.gated_residual_adaln(x, h, None, None, scale, norm="dyt", alpha=gate[0, :1], residual2=branch)
     return presto_kernels.gated_residual(x, h, gate, gate_fn="sigmoid_one_minus")
 
 

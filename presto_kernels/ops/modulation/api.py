@@ -23,6 +23,7 @@ def adaln_modulate(
     *,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
+    alpha: Tensor | None = None,
     norm: str = "layer",
     eps: float = 1e-6,
 ) -> Tensor:
@@ -30,7 +31,8 @@ def adaln_modulate(
 
         h = (norm(x) * weight + bias) * (1 + scale) + shift
 
-    ``norm="layer"``: (x - mean) / sqrt(var + eps), the variance biased; ``"rms"``: x / sqrt(mean(x^2) + eps).
+    ``norm="layer"``: (x - mean) / sqrt(var + eps), the variance biased; ``"rms"``: x / sqrt(mean(x^2) + eps);
+    ``"dyt"``, DynamicTanh: tanh(alpha * x), which needs no statistics and no eps.
 
     Args:
         x: ``[B, N, D]``, float32, bfloat16, float16, or float64 (reference only); any layout.
@@ -38,6 +40,7 @@ def adaln_modulate(
             dtypes, or None (0).
         weight, bias: the norm's own, shared by the tokens: ``[D]``, ``[B|1, D]`` or ``[B|1, 1, D]``, or None (1, 0).
             ``weight`` multiplies as it is (not 1 + weight).
+        alpha: ``[1]`` or ``[]``, any of the dtypes: needed with ``norm="dyt"``, refused with another.
 
     Returns:
         h ``[B, N, D]``, x's dtype, contiguous, new.  Statistics and products are fp32 and rounded once.
@@ -47,26 +50,36 @@ def adaln_modulate(
     Raises:
         TypeError: an argument is no floating-point tensor.  ValueError: a shape, device or option does not fit.
 
-    Source: AdaLN of Peebles & Xie 2023 (DiT), section 3.
+    Source: AdaLN of Peebles & Xie 2023 (DiT), section 3; ``dyt``: Zhu et al. 2025, Transformers without Normalization.
     """
-    tensors, _ = _check_adaln_modulate(x, scale, shift, weight=weight, bias=bias, norm=norm, eps=eps)
+    tensors, _ = _check_adaln_modulate(x, scale, shift, weight=weight, bias=bias, alpha=alpha, norm=norm, eps=eps)
     backend = backends.select(_ADALN_MODULATE, tensors)
     if backend == "reference":
-        return reference.modulate(x, scale, shift, weight, bias, norm, eps).contiguous()
-    return _seam(backend, norm, "identity", eps, x, None, None, scale, shift, weight, bias)[1]
+        return reference.modulate(x, scale, shift, weight, bias, norm, eps, alpha).contiguous()
+    return _seam(backend, norm, "identity", eps, x, None, None, scale, shift, weight, bias, alpha, None)[1]
 
 
-def gated_residual(x: Tensor, branch: Tensor, gate: Tensor | None, *, gate_fn: str = "identity") -> Tensor:
-    """Add a gated branch to the residual stream.
+def gated_residual(
+    x: Tensor,
+    branch: Tensor,
+    gate: Tensor | None,
+    *,
+    gate_fn: str = "identity",
+    residual2: Tensor | None = None,
+) -> Tensor:
+    """Add a gated branch, and what else there is to add, to the residual stream.
 
-        x' = x + g(gate) * branch,      g(gate) = gate  or  sigmoid(1 - gate) for ``gate_fn="sigmoid_one_minus"``
+        x' = x + g(gate) * branch + residual2
+
+    g(gate) = gate, or sigmoid(1 - gate) for ``gate_fn="sigmoid_one_minus"``.
 
     Args:
         x, branch: ``[B, N, D]``, any layout; branch may have another dtype than x.
         gate: ``[D]``, ``[B|1, D]`` or ``[B|1, 1|N, D]``, any strides, or None (the branch is added as it is).
+        residual2: of the shapes of a gate, or None (0).
 
     Returns:
-        x' ``[B, N, D]``, x's dtype, contiguous, new.
+        x' ``[B, N, D]``, x's dtype, contiguous, new.  The sum is fp32 and rounded once.
 
     Differentiable once in every tensor; gradients are bitwise the same on every run.
 
@@ -75,11 +88,11 @@ def gated_residual(x: Tensor, branch: Tensor, gate: Tensor | None, *, gate_fn: s
 
     Source: AdaLN-Zero of Peebles & Xie 2023 (DiT); ``sigmoid_one_minus`` as in Stable Audio 3.
     """
-    tensors, _ = _check_gated_residual(x, branch, gate, gate_fn=gate_fn)
+    tensors, _ = _check_gated_residual(x, branch, gate, gate_fn=gate_fn, residual2=residual2)
     backend = backends.select(_GATED_RESIDUAL, tensors)
     if backend == "reference":
-        return reference.add_gated(x, branch, gate, gate_fn).contiguous()
-    return _seam(backend, None, gate_fn, 0.0, x, branch, gate, None, None, None, None)[0]
+        return reference.add_gated(x, branch, gate, gate_fn, residual2).contiguous()
+    return _seam(backend, None, gate_fn, 0.0, x, branch, gate, None, None, None, None, None, residual2)[0]
 
 
 def gated_residual_adaln(
@@ -91,13 +104,15 @@ def gated_residual_adaln(
     *,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
+    alpha: Tensor | None = None,
     norm: str = "layer",
     eps: float = 1e-6,
     gate_fn: str = "identity",
+    residual2: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The seam between two branches: close one, open the next, in one pass over the row.
 
-        x' = x + g(gate) * branch
+        x' = x + g(gate) * branch + residual2
         h  = (norm(x') * weight + bias) * (1 + scale) + shift          norm taken of x' as stored
 
     Arguments, dtypes and errors as in :func:`gated_residual` and :func:`adaln_modulate`, of which it is the sum:
@@ -107,20 +122,23 @@ def gated_residual_adaln(
         (x', h), both ``[B, N, D]``, x's dtype, contiguous, new.
     """
     tensors, _ = _check_gated_residual_adaln(
-        x, branch, gate, scale, shift, weight=weight, bias=bias, norm=norm, eps=eps, gate_fn=gate_fn
-    )
+        x, branch, gate, scale, shift,
+        weight=weight, bias=bias, alpha=alpha, norm=norm, eps=eps, gate_fn=gate_fn, residual2=residual2,
+    )  # fmt: skip
     backend = backends.select(_GATED_RESIDUAL_ADALN, tensors)
     if backend == "reference":
-        x_new = reference.add_gated(x, branch, gate, gate_fn).contiguous()
-        return x_new, reference.modulate(x_new, scale, shift, weight, bias, norm, eps)
-    return _seam(backend, norm, gate_fn, eps, x, branch, gate, scale, shift, weight, bias)
+        x_new = reference.add_gated(x, branch, gate, gate_fn, residual2).contiguous()
+        return x_new, reference.modulate(x_new, scale, shift, weight, bias, norm, eps, alpha)
+    return _seam(backend, norm, gate_fn, eps, x, branch, gate, scale, shift, weight, bias, alpha, residual2)
 
 
-def _seam(backend, norm, gate_fn, eps, x, branch, gate, scale, shift, weight, bias) -> tuple[Tensor, Tensor]:
+def _seam(
+    backend, norm, gate_fn, eps, x, branch, gate, scale, shift, weight, bias, alpha, residual2
+) -> tuple[Tensor, Tensor]:
     """(x', h) on a compiled implementation; whichever the op does not have is an empty tensor."""
-    gate, scale, shift = (_per_sample(t, x) for t in (gate, scale, shift))
+    gate, scale, shift, residual2 = (_per_sample(t, x) for t in (gate, scale, shift, residual2))
     settings = (backend, operators.NORMS[norm], operators.GATE_FNS[gate_fn], eps)
-    tensors = (x, branch, gate, scale, shift, weight, bias)
+    tensors = (x, branch, gate, scale, shift, weight, bias, alpha, residual2)
     if wants_gradient(tensors):
         return _Seam.apply(settings, *tensors)
     return operators.forward_operator(backend)(*tensors, *settings[1:])[:2]
@@ -137,35 +155,40 @@ class _Seam(torch.autograd.Function):
     """Forward and backward stay on one implementation, whatever ``use_backend`` says by the time of the backward."""
 
     @staticmethod
-    def forward(ctx, settings, x, branch, gate, scale, shift, weight, bias):
+    def forward(ctx, settings, x, branch, gate, scale, shift, weight, bias, alpha, residual2):
         backend, norm, gate_fn, eps = settings
         x_new, h, stats = operators.forward_operator(backend)(
-            x, branch, gate, scale, shift, weight, bias, norm, gate_fn, eps
+            x, branch, gate, scale, shift, weight, bias, alpha, residual2, norm, gate_fn, eps
         )
         ctx.set_materialize_grads(False)
-        ctx.settings = backend, norm, gate_fn
-        ctx.save_for_backward(x if branch is None else x_new, stats, branch, gate, scale, shift, weight, bias)
+        # A residual2 as large as x is not kept: its gradient is dx.
+        dresidual2_is_dx = residual2 is not None and residual2.shape == x.shape and residual2.dtype == x.dtype
+        residual2 = None if dresidual2_is_dx else residual2
+        ctx.settings = backend, norm, gate_fn, dresidual2_is_dx and ctx.needs_input_grad[9]
+        x = x if branch is None else x_new
+        ctx.save_for_backward(x, stats, branch, gate, scale, shift, weight, bias, alpha, residual2)
         ctx.mark_non_differentiable(*(t for t, there in ((x_new, branch is not None), (h, norm)) if not there))
         return x_new, h
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_x, grad_h):
-        backend, norm, gate_fn = ctx.settings
-        x, stats, branch, gate, scale, shift, weight, bias = ctx.saved_tensors
+        backend, norm, gate_fn, dresidual2_is_dx = ctx.settings
+        x, stats, branch, gate, scale, shift, weight, bias, alpha, residual2 = ctx.saved_tensors
         # What the op does not have gets no gradient, though torch.compile fills in zeros.
         grad_x = grad_x if branch is not None else None
         grad_h = grad_h if norm else None
         if grad_h is None:
-            norm, scale, shift, weight, bias = 0, None, None, None, None
+            norm, scale, shift, weight, bias, alpha = 0, None, None, None, None, None
             if grad_x is None:
-                return (None,) * 8
-        owners = (x, branch, gate, scale, shift, weight, bias)
+                return (None,) * 10
+        owners = (x, branch, gate, scale, shift, weight, bias, alpha, residual2)
         wanted = [t is not None and need for t, need in zip(owners, ctx.needs_input_grad[1:], strict=True)]
         # What is there already is not asked for: without a norm dx is grad_x, without a gate dbranch is dx.
         dbranch_is_dx = wanted[1] and gate is None and branch.dtype == x.dtype
-        asked = [bool(norm) and (wanted[0] or dbranch_is_dx), wanted[1] and not dbranch_is_dx, *wanted[2:]]
-        grads = [None] * 7
+        dx_wanted = wanted[0] or dbranch_is_dx or dresidual2_is_dx
+        asked = [bool(norm) and dx_wanted, wanted[1] and not dbranch_is_dx, *wanted[2:]]
+        grads = [None] * 9
         if any(asked):
             needs = sum(1 << bit for bit, asked_for in enumerate(asked) if asked_for)
             grads = list(
@@ -175,6 +198,8 @@ class _Seam(torch.autograd.Function):
             grads[0] = grad_x
         if dbranch_is_dx:
             grads[1] = grads[0]
+        if dresidual2_is_dx:
+            grads[8], wanted[8] = grads[0], True
         return None, *(grad if want else None for grad, want in zip(grads, wanted, strict=True))
 
 
@@ -191,7 +216,19 @@ def _is_modulation(t: Tensor, b: int, n: int, d: int) -> bool:
     )
 
 
-def _check(op: str, x, branch, modulations: dict[str, Tensor | None], norm, eps, gate_fn) -> None:
+def _check_alpha(op: str, x, alpha, norm) -> None:
+    if norm != "dyt":
+        if alpha is not None:
+            raise ValueError(f"{op}: alpha belongs to norm='dyt' and norm is {norm!r}; leave it out")
+        return
+    if alpha is None:
+        raise ValueError(f"{op}: norm='dyt' needs alpha, a tensor [1] or []")
+    check_tensor(op, "alpha", alpha, x)
+    if alpha.dim() > 1 or alpha.numel() != 1:
+        raise ValueError(f"{op}: alpha must be [1] or [], got {list(alpha.shape)}")
+
+
+def _check(op: str, x, branch, modulations: dict[str, Tensor | None], norm, eps, gate_fn, alpha=None) -> None:
     """One walk over the arguments of any op of the family."""
     check_tensor(op, "x", x)
     if x.dim() != 3 or x.shape[2] == 0:
@@ -212,33 +249,35 @@ def _check(op: str, x, branch, modulations: dict[str, Tensor | None], norm, eps,
                 f" beside x {list(x.shape)}, got {list(t.shape)}"
             )
     if norm not in operators.NORMS or (norm is None and op != "gated_residual"):
-        raise ValueError(f"{op}: norm must be 'layer' or 'rms', got {norm!r}")
+        raise ValueError(f"{op}: norm must be 'layer', 'rms' or 'dyt', got {norm!r}")
+    _check_alpha(op, x, alpha, norm)
     if gate_fn not in operators.GATE_FNS:
         raise ValueError(f"{op}: gate_fn must be 'identity' or 'sigmoid_one_minus', got {gate_fn!r}")
     if not eps >= 0:
         raise ValueError(f"{op}: eps must be a number >= 0, got {eps!r}")
-    refuse_transforms(op, (x, branch, *modulations.values()))
+    refuse_transforms(op, (x, branch, *modulations.values(), alpha))
 
 
-def _check_adaln_modulate(x, scale, shift, *, weight=None, bias=None, norm="layer", eps=1e-6):
+def _check_adaln_modulate(x, scale, shift, *, weight=None, bias=None, alpha=None, norm="layer", eps=1e-6):
     modulations = {"scale": scale, "shift": shift, "weight": weight, "bias": bias}
-    _check("adaln_modulate", x, None, modulations, norm, eps, "identity")
-    return (x, scale, shift, weight, bias), None
+    _check("adaln_modulate", x, None, modulations, norm, eps, "identity", alpha)
+    return (x, scale, shift, weight, bias, alpha), None
 
 
-def _check_gated_residual(x, branch, gate, *, gate_fn="identity"):
+def _check_gated_residual(x, branch, gate, *, gate_fn="identity", residual2=None):
     check_tensor("gated_residual", "branch", branch)
-    _check("gated_residual", x, branch, {"gate": gate}, None, 0.0, gate_fn)
-    return (x, branch, gate), None
+    _check("gated_residual", x, branch, {"gate": gate, "residual2": residual2}, None, 0.0, gate_fn)
+    return (x, branch, gate, residual2), None
 
 
 def _check_gated_residual_adaln(
-    x, branch, gate, scale, shift, *, weight=None, bias=None, norm="layer", eps=1e-6, gate_fn="identity"
-):
+    x, branch, gate, scale, shift, *,
+    weight=None, bias=None, alpha=None, norm="layer", eps=1e-6, gate_fn="identity", residual2=None,
+):  # fmt: skip
     check_tensor("gated_residual_adaln", "branch", branch)
-    modulations = {"gate": gate, "scale": scale, "shift": shift, "weight": weight, "bias": bias}
-    _check("gated_residual_adaln", x, branch, modulations, norm, eps, gate_fn)
-    return (x, branch, gate, scale, shift, weight, bias), None
+    modulations = {"gate": gate, "residual2": residual2, "scale": scale, "shift": shift, "weight": weight, "bias": bias}
+    _check("gated_residual_adaln", x, branch, modulations, norm, eps, gate_fn, alpha)
+    return (x, branch, gate, scale, shift, weight, bias, alpha, residual2), None
 
 
 def _limits(backend: str, tensors: backends.Tensors, options: None) -> str | None:

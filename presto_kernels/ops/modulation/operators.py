@@ -3,13 +3,14 @@
 ``presto_kernels::seam`` is implemented by the C++ library on CPU and CUDA tensors; ``presto_kernels::seam_triton`` by
 the Triton kernels.  Both have one schema and one fake, so ``torch.compile`` sees the same thing whichever runs.
 
-    x'  = x + g(gate) * branch                                     (branch given)
+    x'  = x + g(gate) * branch + residual2                         (branch given)
     h   = (norm(x') * weight + bias) * (1 + scale) + shift         (norm != NONE)
 
 forward  -> (x', h, stats): ``[B, N, D]``, ``[B, N, D]``, fp32 ``[B, N, 2]`` = (mean, rstd) of each row of x'.
-backward -> (dx, dbranch, dgate, dscale, dshift, dweight, dbias), each with the shape and dtype of what it belongs to.
-Bit i of ``needs`` asks for the backward's output i.  What is not there (x' without a branch, h and stats without a
-norm, a gradient not asked for) is a tensor of shape [0]: an operator's schema cannot return None.
+backward -> (dx, dbranch, dgate, dscale, dshift, dweight, dbias, dalpha, dresidual2), each with the shape and dtype of
+what it belongs to.  Bit i of ``needs`` asks for the backward's output i.  What is not there (x' without a branch, h
+without a norm, stats without a norm that has any, a gradient not asked for) is a tensor of shape [0]: an operator's
+schema cannot return None.
 """
 
 from __future__ import annotations
@@ -19,29 +20,36 @@ from torch import Tensor
 
 from presto_kernels.ops.operators import define
 
-NORMS = {None: 0, "layer": 1, "rms": 2}
+NORMS = {None: 0, "layer": 1, "rms": 2, "dyt": 3}
 GATE_FNS = {"identity": 0, "sigmoid_one_minus": 1}
 
-_INPUTS = "Tensor? branch, Tensor? gate, Tensor? scale, Tensor? shift, Tensor? weight, Tensor? bias"
+_INPUTS = (
+    "Tensor? branch, Tensor? gate, Tensor? scale, Tensor? shift, Tensor? weight, Tensor? bias, Tensor? alpha, "
+    "Tensor? residual2"
+)
 _FORWARD = f"(Tensor x, {_INPUTS}, int norm, int gate_fn, float eps) -> (Tensor, Tensor, Tensor)"
 _BACKWARD = (
     f"(Tensor? grad_x, Tensor? grad_h, Tensor x, Tensor stats, {_INPUTS}, int norm, int gate_fn, int needs)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+    f" -> ({', '.join(['Tensor'] * 9)})"
 )
 
 
-def _seam_fake(x, branch, gate, scale, shift, weight, bias, norm, gate_fn, eps):
+def has_stats(norm: int) -> bool:
+    """Whether a norm is of a row's statistics: mean and rstd."""
+    return norm in (NORMS["layer"], NORMS["rms"])
+
+
+def _seam_fake(x, branch, gate, scale, shift, weight, bias, alpha, residual2, norm, gate_fn, eps):
     nothing = x.new_empty(0)
     x_new = x.new_empty(x.shape) if branch is not None else nothing
-    if not norm:
-        return x_new, x.new_empty(0), x.new_empty(0, dtype=torch.float32)
-    return x_new, x.new_empty(x.shape), x.new_empty((x.shape[0], x.shape[1], 2), dtype=torch.float32)
+    stats = (x.shape[0], x.shape[1], 2) if has_stats(norm) else (0,)
+    return x_new, x.new_empty(x.shape if norm else (0,)), x.new_empty(stats, dtype=torch.float32)
 
 
 def _seam_backward_fake(
-    grad_x, grad_h, x, stats, branch, gate, scale, shift, weight, bias, norm, gate_fn, needs
+    grad_x, grad_h, x, stats, branch, gate, scale, shift, weight, bias, alpha, residual2, norm, gate_fn, needs
 ) -> tuple[Tensor, ...]:
-    owners = (x, branch, gate, scale, shift, weight, bias)
+    owners = (x, branch, gate, scale, shift, weight, bias, alpha, residual2)
     return tuple(
         owner.new_empty(owner.shape) if needs >> bit & 1 else x.new_empty(0) for bit, owner in enumerate(owners)
     )

@@ -2,9 +2,9 @@
 
 Formula, for row (b, n) of ``[B, N, D]`` (g is the identity or sigmoid(1 - gate)):
 
-    x'   = x + g(gate) * branch                                 rounded to x's dtype, stored
+    x'   = x + g(gate) * branch + residual2                     rounded to x's dtype, stored
     h    = (norm(x') * weight + bias) * (1 + scale) + shift     norm of x' as stored; rounded once
-    norm = (x' - mean) * rstd   (layer)   or   x' * rstd   (rms)
+    norm = (x' - mean) * rstd   (layer)   or   x' * rstd   (rms)   or   tanh(alpha x')   (dyt)
 
 and backward, with y = norm(x'), dy = grad_h * weight * (1 + scale):
 
@@ -12,16 +12,20 @@ and backward, with y = norm(x'), dy = grad_h * weight * (1 + scale):
     dbranch = g(gate) * dx                        dgate  = sum g'(gate) * branch * dx
     dscale  = sum grad_h * (y * weight + bias)    dshift = sum grad_h
     dweight = sum grad_h * (1 + scale) * y        dbias  = sum grad_h * (1 + scale)
+    dresidual2 = sum dx
 
-Rounded: x' and h to x's dtype, every gradient once to the dtype of what it belongs to; dx enters dbranch and dgate
-unrounded.  Everything else is fp32: the row stays in registers, so the variance is taken of the centred row at no
-cost in memory traffic.  Sums over rows are added in an order that the shape and the number of multiprocessors fix: a
-program walks its rows in order, a second kernel adds the programs' sums in order.  There are no atomics.
+    dyt:  dx = grad_x + alpha * (1 - y^2) * dy    dalpha = sum dy * (1 - y^2) * x'    over all elements
+
+Rounded: x' and h to x's dtype, every gradient once to the dtype of what it belongs to; dx enters dbranch, dgate and
+dresidual2 unrounded.  Everything else is fp32: the row stays in registers, so the variance is taken of the centred row
+at no cost in memory traffic.  Sums over rows are added in an order that the shape and the number of multiprocessors
+fix: a program walks its rows in order, a second kernel adds the programs' sums in order.  There are no atomics.
 
 Bytes per row of D elements of s bytes (modulation of a sample stays in L1; the statistics are 8 bytes more):
     forward   4 D s  (reads x, branch; writes x', h)          2 D s for adaln_modulate, 3 D s for gated_residual
     backward  6 D s  (reads grad_x, grad_h, x', branch; writes dx, dbranch), and for each summed gradient 8 D bytes
-              a program: written by the first kernel, read by the second, out of L2.
+              a program: written by the first kernel, read by the second, out of L2 (dalpha: 4 bytes).
+A residual2 by token is one row more to read, and its gradient, unless it is dx itself, one more to write.
 
 Limits: D at most 8192 (a row must fit the registers of one program; above 1024 the backward with weight and bias spills
 24 bytes a thread, above 4096 some hundreds); fewer than 2^31 rows; any number of elements.
@@ -36,7 +40,7 @@ nothing is specialised on a value, and what code generation may know of alignmen
 import triton
 import triton.language as tl
 
-from presto_kernels.ops.triton_common import kernel, round_to
+from presto_kernels.ops.triton_common import kernel, round_to, tanh, tanh_slope
 
 
 @triton.jit
@@ -77,6 +81,8 @@ def seam_forward(
     shift,
     weight,
     bias,
+    alpha,
+    residual2,
     x_new,
     h,
     stats,
@@ -97,6 +103,8 @@ def seam_forward(
     weight_row: tl.int64,
     bias_batch: tl.int64,
     bias_row: tl.int64,
+    residual2_batch: tl.int64,
+    residual2_row: tl.int64,
     NORM: tl.constexpr,
     GATE_FN: tl.constexpr,
     D: tl.constexpr,
@@ -115,16 +123,24 @@ def seam_forward(
         update = _load(branch, b, n, branch_batch, branch_row, cols, mask, VECTOR)
         if gate is not None:
             update *= _gate(_load(gate, b, n, gate_batch, gate_row, cols, mask, VECTOR), GATE_FN)
-        # The next kernel will read x' rounded, so the statistics are those of the rounded x'.
+        if residual2 is not None:
+            update += _load(residual2, b, n, residual2_batch, residual2_row, cols, mask, VECTOR)
+        # The next kernel will read x' rounded, so the norm is that of the rounded x'.
         value = round_to(value + update, x_new.dtype.element_ty).to(tl.float32)
         _store(x_new, row, value, cols, mask, D, VECTOR)
     if NORM != 0:
-        mean = tl.zeros([GROUP, 1], tl.float32)
-        if NORM == 1:
-            mean = tl.sum(value, axis=1, keep_dims=True) / D
-            value = tl.where(mask, value - mean, 0.0)
-        rstd = tl.rsqrt(tl.sum(value * value, axis=1, keep_dims=True) / D + eps)
-        value *= rstd
+        if NORM == 3:
+            value = tanh(value * tl.load(alpha).to(tl.float32))
+        else:
+            mean = tl.zeros([GROUP, 1], tl.float32)
+            if NORM == 1:
+                mean = tl.sum(value, axis=1, keep_dims=True) / D
+                value = tl.where(mask, value - mean, 0.0)
+            rstd = tl.rsqrt(tl.sum(value * value, axis=1, keep_dims=True) / D + eps)
+            value *= rstd
+            of_row = stats + row.to(tl.int64) * 2
+            tl.store(of_row, mean, mask=row < rows)
+            tl.store(of_row + 1, rstd, mask=row < rows)
         if weight is not None:
             value *= _load(weight, b, n, weight_batch, weight_row, cols, mask, VECTOR)
         if bias is not None:
@@ -134,9 +150,6 @@ def seam_forward(
         if shift is not None:
             value += _load(shift, b, n, shift_batch, shift_row, cols, mask, VECTOR)
         _store(h, row, value, cols, mask, D, VECTOR)
-        of_row = stats + row.to(tl.int64) * 2
-        tl.store(of_row, mean, mask=row < rows)
-        tl.store(of_row + 1, rstd, mask=row < rows)
 
 
 @triton.jit
@@ -167,6 +180,7 @@ def seam_backward_rows(
     scale,
     weight,
     bias,
+    alpha,
     dx,
     dbranch,
     dgate,
@@ -174,6 +188,8 @@ def seam_backward_rows(
     dshift,
     dweight,
     dbias,
+    dalpha,
+    dresidual2,
     tokens: tl.int32,
     chunk: tl.int32,
     chunks: tl.int32,
@@ -198,6 +214,7 @@ def seam_backward_rows(
     GATE_PER_TOKEN: tl.constexpr,
     SCALE_PER_TOKEN: tl.constexpr,
     SHIFT_PER_TOKEN: tl.constexpr,
+    RESIDUAL2_PER_TOKEN: tl.constexpr,
     D: tl.constexpr,
     BLOCK_D: tl.constexpr,
     GROUP: tl.constexpr,
@@ -206,7 +223,7 @@ def seam_backward_rows(
     """One program: `chunk` rows of one sample (a multiple of GROUP), GROUP at a time.
 
     A gradient with a row per token is written to its output [B, N, D]; of the others the program's column sums are
-    written to row `slot` of fp32 [B * chunks, D], which seam_backward_sums adds.
+    written to row `slot` of fp32 [B * chunks, D], which seam_backward_sums adds; of alpha's, one sum.
     """
     slot = tl.program_id(0)
     b = slot // chunks
@@ -217,6 +234,8 @@ def seam_backward_rows(
     shift_sum = tl.zeros([GROUP, BLOCK_D], tl.float32)
     weight_sum = tl.zeros([GROUP, BLOCK_D], tl.float32)
     bias_sum = tl.zeros([GROUP, BLOCK_D], tl.float32)
+    alpha_sum = tl.zeros([GROUP, BLOCK_D], tl.float32)
+    residual2_sum = tl.zeros([GROUP, BLOCK_D], tl.float32)
     done = 0
     while done < chunk:  # not range(): see the top of the file
         n = first + done + tl.arange(0, GROUP)[:, None]
@@ -228,10 +247,15 @@ def seam_backward_rows(
         if NORM != 0:
             dh = _load(grad_h, b, n, grad_h_batch, grad_h_row, cols, mask, VECTOR)
             y = _load(x, b, n, x_batch, x_row, cols, mask, VECTOR)
-            rstd = tl.load(stats + row * 2 + 1, mask=n < tokens, other=0.0)
-            if NORM == 1:
-                y -= tl.load(stats + row * 2, mask=n < tokens, other=0.0)
-            y *= rstd
+            if NORM == 3:
+                a = tl.load(alpha).to(tl.float32)
+                value = y
+                y = tanh(value * a)
+            else:
+                rstd = tl.load(stats + row * 2 + 1, mask=n < tokens, other=0.0)
+                if NORM == 1:
+                    y -= tl.load(stats + row * 2, mask=n < tokens, other=0.0)
+                y *= rstd
             shift_sum = _collect(shift_sum, dh, dshift, row, cols, mask, D, SHIFT_PER_TOKEN, VECTOR)
             affine = y
             if weight is not None:
@@ -247,12 +271,18 @@ def seam_backward_rows(
             weight_sum = _collect(weight_sum, dh * y, dweight, row, cols, mask, D, False, VECTOR)
             if weight is not None:
                 dh *= w
-            inner = dh - y * (tl.sum(dh * y, axis=1, keep_dims=True) / D)
-            if NORM == 1:
-                inner -= tl.sum(dh, axis=1, keep_dims=True) / D
-            d += rstd * inner
+            if NORM == 3:
+                inner = dh * tanh_slope(value * a)
+                alpha_sum = _collect(alpha_sum, inner * value, dalpha, row, cols, mask, D, False, VECTOR)
+                d += a * inner
+            else:
+                inner = dh - y * (tl.sum(dh * y, axis=1, keep_dims=True) / D)
+                if NORM == 1:
+                    inner -= tl.sum(dh, axis=1, keep_dims=True) / D
+                d += rstd * inner
         if dx is not None:
             _store(dx, row, d, cols, mask, D, VECTOR)
+        residual2_sum = _collect(residual2_sum, d, dresidual2, row, cols, mask, D, RESIDUAL2_PER_TOKEN, VECTOR)
         g = tl.full([GROUP, BLOCK_D], 1.0, tl.float32)
         if gate is not None:
             g = _gate(_load(gate, b, n, gate_batch, gate_row, cols, mask, VECTOR), GATE_FN)
@@ -269,6 +299,9 @@ def seam_backward_rows(
     _store_total(shift_sum, dshift, slot, cols, D, SHIFT_PER_TOKEN, VECTOR)
     _store_total(weight_sum, dweight, slot, cols, D, False, VECTOR)
     _store_total(bias_sum, dbias, slot, cols, D, False, VECTOR)
+    _store_total(residual2_sum, dresidual2, slot, cols, D, RESIDUAL2_PER_TOKEN, VECTOR)
+    if dalpha is not None:
+        tl.store(dalpha + slot, tl.sum(alpha_sum))
 
 
 @triton.jit
@@ -293,11 +326,15 @@ def seam_backward_sums(
     shift_rows,
     weight_rows,
     bias_rows,
+    alpha_rows,
+    residual2_rows,
     dgate,
     dscale,
     dshift,
     dweight,
     dbias,
+    dalpha,
+    dresidual2,
     terms: tl.int32,
     step: tl.int64,
     D: tl.constexpr,
@@ -311,3 +348,5 @@ def seam_backward_sums(
     _sum_terms(shift_rows, dshift, terms, step, D, TERMS, COLS, VECTOR)
     _sum_terms(weight_rows, dweight, terms, step, D, TERMS, COLS, VECTOR)
     _sum_terms(bias_rows, dbias, terms, step, D, TERMS, COLS, VECTOR)
+    _sum_terms(alpha_rows, dalpha, terms, step, D, TERMS, COLS, VECTOR)
+    _sum_terms(residual2_rows, dresidual2, terms, step, D, TERMS, COLS, VECTOR)

@@ -56,7 +56,9 @@ def limits(dim: int) -> str | None:
     return f"rows of {dim} elements are wider than {MAX_DIM}, what one program holds" if dim > MAX_DIM else None
 
 
-_MODULATIONS = ("gate", "scale", "shift", "weight", "bias")
+# All whose gradients are sums over rows; alpha's is one over columns too.
+_MODULATIONS = ("gate", "scale", "shift", "weight", "bias", "alpha", "residual2")
+_BY_TOKEN = ("gate", "scale", "shift", "residual2")  # of these a gradient may have a row per token
 
 
 def _tile(dim: int, elements: int, warps: int) -> tuple[dict[str, int], int]:
@@ -106,6 +108,8 @@ def plan_forward(
     shift: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
+    alpha: Tensor | None,
+    residual2: Tensor | None,
     x_new: Tensor | None,
     h: Tensor | None,
     stats: Tensor | None,
@@ -115,12 +119,14 @@ def plan_forward(
     eps: float,
 ) -> Launch:
     """The forward launch that writes x_new, h and stats (each None where there is none)."""
-    names = ("x", "branch", *_MODULATIONS)
-    tensors = {k: _readable(t) for k, t in zip(names, (x, branch, gate, scale, shift, weight, bias), strict=True)}
+    names = ("x", "branch", "gate", "scale", "shift", "weight", "bias", "residual2")
+    given = (x, branch, gate, scale, shift, weight, bias, residual2)
+    tensors = {k: _readable(t) for k, t in zip(names, given, strict=True)}
     batch, tokens, dim = x.shape
     tile, warps = _tile(dim, KNOBS.forward_elements, KNOBS.forward_warps)
     arguments = _arguments(tensors) | tile
-    arguments |= {"x_new": x_new, "h": h, "stats": stats, "rows": batch * tokens, "tokens": tokens, "eps": eps}
+    arguments |= {"alpha": alpha, "x_new": x_new, "h": h, "stats": stats}
+    arguments |= {"rows": batch * tokens, "tokens": tokens, "eps": eps}
     arguments |= {"NORM": norm, "GATE_FN": gate_fn, "VECTOR": _vector(tensors)}  # x_new and h are as wide as x
     return Launch(seam_forward, (triton.cdiv(batch * tokens, tile["GROUP"]),), arguments, warps)
 
@@ -139,6 +145,7 @@ def plan_backward(
     scale: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
+    alpha: Tensor | None,
     grads: dict[str, Tensor],
     *,
     norm: int,
@@ -155,40 +162,39 @@ def plan_backward(
     programs = KNOBS.programs_per_multiprocessor * multiprocessors
     chunk = triton.cdiv(min(triton.cdiv(batch * tokens, programs), tokens), group) * group
     chunks = triton.cdiv(tokens, chunk)
-    vector = _vector(tensors | {f"gradient of {name}": grad for name, grad in grads.items()})
+    vector = _vector(tensors | {f"gradient of {name}": grad for name, grad in grads.items() if name != "alpha"})
 
-    # What the first kernel writes for each modulation, and the sums that are left: (terms, step, rows).
+    # What the first kernel writes for each modulation, and the sums that are left: (terms, step, rows, columns).
     written: dict[str, Tensor | None] = dict.fromkeys(_MODULATIONS)
-    sums: dict[tuple[int, int, int], list[str]] = {}
+    sums: dict[tuple[int, int, int, int], list[str]] = {}
     for name in _MODULATIONS:
         grad = grads.get(name)
         if grad is None:
             continue
-        shared = batch == 1 or grad.dim() == 1 or grad.shape[0] == 1
+        shared = batch == 1 or grad.dim() <= 1 or grad.shape[0] == 1
         if not _per_token(grad, tokens):
-            written[name] = x.new_empty((batch * chunks, dim), dtype=torch.float32)
-            sums.setdefault((batch * chunks, 0, 1) if shared else (chunks, chunks, batch), []).append(name)
-        elif grad.shape[0] == batch and name in ("gate", "scale", "shift"):
+            columns = 1 if name == "alpha" else dim
+            written[name] = x.new_empty((batch * chunks, columns), dtype=torch.float32)
+            rows = (batch * chunks, 0, 1, columns) if shared else (chunks, chunks, batch, columns)
+            sums.setdefault(rows, []).append(name)
+        elif grad.shape[0] == batch and name in _BY_TOKEN:
             written[name] = grad
         else:
             raise ValueError(f"{name}: a row per token must come as [B, N, D] and not for weight or bias")
 
     arguments = _arguments(tensors) | tile
     arguments |= {f"d{name}": written[name] for name in _MODULATIONS}
-    arguments |= {"dx": grads.get("x"), "dbranch": grads.get("branch"), "stats": stats}
+    arguments |= {"dx": grads.get("x"), "dbranch": grads.get("branch"), "stats": stats, "alpha": alpha}
     arguments |= {"tokens": tokens, "chunk": chunk, "chunks": chunks}
-    arguments |= {
-        f"{name.upper()}_PER_TOKEN": name in grads and _per_token(grads[name], tokens)
-        for name in ("gate", "scale", "shift")
-    }
+    arguments |= {f"{name.upper()}_PER_TOKEN": name in grads and _per_token(grads[name], tokens) for name in _BY_TOKEN}
     arguments |= {"NORM": norm, "GATE_FN": gate_fn, "VECTOR": vector}
     launches = [Launch(seam_backward_rows, (batch * chunks,), arguments, warps, KNOBS.backward_registers)]
-    for (terms, step, rows), members in sums.items():
+    for (terms, step, rows, columns), members in sums.items():
         arguments = {f"{name}_rows": written[name] if name in members else None for name in _MODULATIONS}
         arguments |= {f"d{name}": grads[name] if name in members else None for name in _MODULATIONS}
-        arguments |= {"terms": terms, "step": step, "D": dim, "VECTOR": vector}
+        arguments |= {"terms": terms, "step": step, "D": columns, "VECTOR": vector and columns == dim}
         arguments |= {"TERMS": KNOBS.sum_terms, "COLS": KNOBS.sum_columns}
-        grid = (rows, triton.cdiv(dim, KNOBS.sum_columns))
+        grid = (rows, triton.cdiv(columns, KNOBS.sum_columns))
         launches.append(Launch(seam_backward_sums, grid, arguments, KNOBS.sum_warps))
     return launches
 
@@ -209,6 +215,8 @@ def _seam(
     shift: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
+    alpha: Tensor | None,
+    residual2: Tensor | None,
     norm: int,
     gate_fn: int,
     eps: float,
@@ -216,12 +224,13 @@ def _seam(
     _check_size(x)
     x_new = x.new_empty(x.shape) if branch is not None else None
     h = x.new_empty(x.shape) if norm else None
-    stats = x.new_empty((x.shape[0], x.shape[1], 2), dtype=torch.float32) if norm else None
+    stats = x.new_empty((x.shape[0], x.shape[1], 2), dtype=torch.float32) if operators.has_stats(norm) else None
     if x.numel():
         with on(x.device):
             plan_forward(
-                x, branch, gate, scale, shift, weight, bias, x_new, h, stats, norm=norm, gate_fn=gate_fn, eps=eps
-            ).run()
+                x, branch, gate, scale, shift, weight, bias, alpha, residual2, x_new, h, stats,
+                norm=norm, gate_fn=gate_fn, eps=eps,
+            ).run()  # fmt: skip
     return (
         x.new_empty(0) if x_new is None else x_new,
         x.new_empty(0) if h is None else h,
@@ -240,6 +249,8 @@ def _seam_backward(
     shift: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
+    alpha: Tensor | None,
+    residual2: Tensor | None,
     norm: int,
     gate_fn: int,
     needs: int,
@@ -247,7 +258,8 @@ def _seam_backward(
     _check_size(x)
     if grad_h is None:
         norm = operators.NORMS[None]
-    owners = {"x": x, "branch": branch, "gate": gate, "scale": scale, "shift": shift, "weight": weight, "bias": bias}
+    given = (x, branch, gate, scale, shift, weight, bias, alpha, residual2)
+    owners = dict(zip(("x", "branch", *_MODULATIONS), given, strict=True))
     grads = {
         name: owner.new_empty(owner.shape)
         for bit, (name, owner) in enumerate(owners.items())
@@ -255,8 +267,8 @@ def _seam_backward(
     }
     # What no incoming gradient reaches is zero, and needs no kernel.
     reached = {"x", "branch"} if norm or grad_x is not None else set()
-    reached |= {"gate"} if reached and branch is not None else set()
-    reached |= {"scale", "shift", "weight", "bias"} if norm else set()
+    reached |= {"gate", "residual2"} if reached and branch is not None else set()
+    reached |= {"scale", "shift", "weight", "bias", "alpha"} if norm else set()
     wanted = {name: grad for name, grad in grads.items() if name in reached and x.numel()}
     for name, grad in grads.items():
         if name not in wanted:
@@ -273,6 +285,7 @@ def _seam_backward(
                 scale if norm else None,
                 weight if norm else None,
                 bias if "scale" in wanted else None,
+                alpha if norm else None,
                 wanted,
                 norm=norm,
                 gate_fn=gate_fn,

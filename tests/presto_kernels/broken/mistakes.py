@@ -1,13 +1,28 @@
 """The deliberate mistakes: by file under csrc/, {what it is: (right code, wrong code)}.  At least one for each op."""
 
 MISTAKES: dict[str, dict[str, tuple[str, str]]] = {
-    "cpu/modulation_kernels.h": {
+    "cpu/modulation_forward.h": {
         "adaln_modulate: the variance is divided by D - 1": (
             "squares.total() * inverse_d",
             "squares.total() / static_cast<float>(d - 1)",
         ),
-        "gated_residual: the gradient of the branch forgets the gate": ("v * load_pair(gate + i)", "v"),
         "gated_residual_adaln: the norm is taken of x instead of x'": ("x = kept;", ""),
+        "adaln_modulate, dyt: alpha is forgotten": (
+            "tanh(alpha * load_pair(x + i, w, order))",
+            "tanh(load_pair(x + i, w, order))",
+        ),
+        "gated_residual: residual2 is gated": (
+            "return kResidual2 ? v + load_pair(residual2 + i) : v;",
+            "return kResidual2 ? fma(load_pair(gate + i), load_pair(residual2 + i), v) : v;",
+        ),
+    },
+    "cpu/modulation_backward.h": {
+        "gated_residual: the gradient of the branch forgets the gate": ("v * load_pair(gate + i)", "v"),
+        "adaln_modulate, dyt: the slope of tanh is tanh": ("* tanh_slope(alpha * v)", "* y"),
+        "gated_residual: the gradient of residual2 is that of the last row": (
+            "load_pair(dresidual2 + i) + load_pair(dxs + i)",
+            "load_pair(dxs + i)",
+        ),
     },
     "cpu/rotary_token.h": {
         "qk_norm_rope: the second half is turned the wrong way": (

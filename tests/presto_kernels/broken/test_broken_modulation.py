@@ -1,5 +1,7 @@
 """The tolerance catches a wrong kernel of the AdaLN family."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -29,6 +31,20 @@ def test_each_mistake_is_caught(broken, op, result, dtype):
     assert result in caught, [str(outcome) for outcome in outcomes]
     if op == "gated_residual_adaln":  # far beyond what the other two mistakes do to h
         assert caught["h"].error > 0.3
+
+
+@pytest.mark.parametrize(
+    "case, results",
+    [
+        (Case("adaln_modulate", norm="dyt"), {"h", "dx", "dalpha"}),
+        (Case("gated_residual", residual2="BD"), {"x'", "dresidual2"}),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_mistakes_in_dyt_and_residual2_are_caught(broken, case, results, dtype):
+    with presto_kernels.use_backend("cpu"):
+        outcomes = judge(replace(case, tokens=9, dim=16, dtype=dtype))
+    assert results <= {outcome.name for outcome in outcomes if not outcome.ok}, [str(outcome) for outcome in outcomes]
 
 
 def test_nothing_else_is_blamed(broken):

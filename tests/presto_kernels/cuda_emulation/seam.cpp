@@ -6,7 +6,7 @@ namespace {
 using namespace presto;
 
 // A tensor is 6 numbers: address, dtype, batch stride, row stride, per_sample, per_token.  In this order:
-enum { kX, kBranch, kGateAt, kScaleAt, kShiftAt, kWeightAt, kBiasAt, kGradX, kGradH };
+enum { kX, kBranch, kGateAt, kScaleAt, kShiftAt, kWeightAt, kBiasAt, kAlphaAt, kResidual2At, kGradX, kGradH };
 
 Rows rows(const int64_t* t) { return {reinterpret_cast<const void*>(t[0]), static_cast<DType>(t[1]), t[2], t[3]}; }
 
@@ -28,6 +28,8 @@ void fill(Args& args, const int64_t* shape, float eps, const int64_t (*tensors)[
   args.shift = modulation(tensors[kShiftAt]);
   args.weight = modulation(tensors[kWeightAt]);
   args.bias = modulation(tensors[kBiasAt]);
+  args.alpha = modulation(tensors[kAlphaAt]);
+  args.residual2 = modulation(tensors[kResidual2At]);
 }
 
 SeamBackward backward_args(const int64_t* shape, const int64_t (*tensors)[6], const float* stats, void* const* outputs,
@@ -39,6 +41,7 @@ SeamBackward backward_args(const int64_t* shape, const int64_t (*tensors)[6], co
   args.stats = stats;
   args.dx = outputs[0], args.dbranch = outputs[1], args.dgate = outputs[2], args.dscale = outputs[3];
   args.dshift = outputs[4], args.dweight = outputs[5], args.dbias = outputs[6];
+  args.dalpha = outputs[7], args.dresidual2 = outputs[8];
   args.workspace = workspace;
   return args;
 }
@@ -74,7 +77,7 @@ int forward(const int64_t* shape, float eps, const int64_t (*tensors)[6], void* 
 }
 
 int64_t backward_workspace(const int64_t* shape, const int64_t (*tensors)[6], int multiprocessors) {
-  void* none[7] = {};
+  void* none[9] = {};
   return cuda::seam_backward_workspace(backward_args(shape, tensors, nullptr, none, nullptr), multiprocessors);
 }
 

@@ -19,9 +19,10 @@ HERE = Path(__file__).parent
 CSRC = HERE.parents[2] / "csrc"
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 CODES = {F32: 0, F16: 1, BF16: 2}
-NORMS = {None: 0, "layer": 1, "rms": 2}
+NORMS = {None: 0, "layer": 1, "rms": 2, "dyt": 3}
 GATE_FNS = {"identity": 0, "sigmoid_one_minus": 1}
 MODULATIONS = ("gate", "scale", "shift", "weight", "bias")
+OWNERS = ("x", "branch", *MODULATIONS, "alpha", "residual2")  # of gradients
 MULTIPROCESSORS = 3
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++: the CUDA emulation cannot be built")
@@ -51,9 +52,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
 
 @dataclass(frozen=True)
 class Case:
-    """One call. A modulation is given by its layout, any of "D", "1D", "BD", "B1D", "BND", "1ND", or None (not given);
-    ``pad`` is the number of elements between the rows of each tensor, or of ``padded`` alone, and ``skew`` the element
-    at which it starts."""
+    """One call. A modulation (residual2 too) is given by its layout, any of "D", "1D", "BD", "B1D", "BND", "1ND", or
+    None (not given); ``pad`` is the number of elements between the rows of each tensor, or of ``padded`` alone, and
+    ``skew`` the element at which it starts."""
 
     batch: int = 2
     tokens: int = 5
@@ -69,12 +70,14 @@ class Case:
     shift: str | None = "BD"
     weight: str | None = None
     bias: str | None = None
+    residual2: str | None = None
+    residual2_dtype: torch.dtype | None = None
     pad: int = 0
     skew: int = 0
     padded: str | None = None
     grad_x: bool = True
     grad_h: bool = True
-    wanted: tuple[str, ...] = ("x", "branch", *MODULATIONS)
+    wanted: tuple[str, ...] = OWNERS
     eps: float = 1e-6
     mean: float = 0.5
 
@@ -127,6 +130,10 @@ def make_inputs(case: Case, seed: int = 0) -> dict[str, Tensor]:
     for name in MODULATIONS:
         if (layout := getattr(case, name)) is not None and (name != "gate" or case.with_branch):
             draw(name, *shape_of(case, layout), dtype=case.modulation_dtype or case.dtype)
+    if case.norm == "dyt":
+        draw("alpha", 1, dtype=case.modulation_dtype or case.dtype, mean=1.0)
+    if case.residual2 and case.with_branch:
+        draw("residual2", *shape_of(case, case.residual2), dtype=case.residual2_dtype or case.dtype)
     for name in ("grad_x", "grad_h"):
         if getattr(case, name):
             draw(name, *rows, dtype=case.dtype)
@@ -134,8 +141,8 @@ def make_inputs(case: Case, seed: int = 0) -> dict[str, Tensor]:
 
 
 def describe(case: Case, inputs: dict[str, Tensor]) -> ctypes.Array:
-    table = ((ctypes.c_int64 * 6) * 9)()
-    for i, name in enumerate(("x", "branch", *MODULATIONS, "grad_x", "grad_h")):
+    table = ((ctypes.c_int64 * 6) * 11)()
+    for i, name in enumerate((*OWNERS, "grad_x", "grad_h")):
         t = inputs.get(name)
         if t is None:
             continue
@@ -186,6 +193,7 @@ def emulate_forward(library: ctypes.CDLL, case: Case, inputs: dict[str, Tensor],
         outputs["x_new"] = Output(rows, case.dtype)
     if case.norm:
         outputs["h"] = Output(rows, case.dtype)
+    if case.norm in ("layer", "rms"):
         outputs["stats"] = Output((case.batch, case.tokens, 2), F32)
     pointers = [outputs[name].pointer if name in outputs else None for name in ("x_new", "h", "stats")]
     error = library.forward(shape_numbers(case), ctypes.c_float(case.eps), describe(case, inputs), *pointers)
@@ -199,13 +207,13 @@ def emulate_backward(
     library.set_order(order)
     given = dict(inputs, x=place(case, "x", x_new))
     outputs: dict[str, Output | None] = {}
-    for name in ("x", "branch", *MODULATIONS):
+    for name in OWNERS:
         there = name in inputs and name in case.wanted
         outputs[name] = Output(tuple(given[name].shape), given[name].dtype) if there else None
     table = describe(case, given)
     size = library.backward_workspace(shape_numbers(case), table, MULTIPROCESSORS)
     workspace = Output((size,), F32)
-    pointers = (ctypes.c_void_p * 7)(*(o.pointer if o else None for o in outputs.values()))
+    pointers = (ctypes.c_void_p * 9)(*(o.pointer if o else None for o in outputs.values()))
     error = library.backward(
         shape_numbers(case), table, ctypes.c_void_p(stats.data_ptr()), pointers, workspace.pointer, MULTIPROCESSORS
     )
@@ -225,13 +233,17 @@ def add_gated(case: Case, leaf: dict[str, Tensor]) -> Tensor:
     gate = over_tokens(leaf["gate"]) if "gate" in leaf else torch.ones((), dtype=torch.float64)
     if "gate" in leaf and case.gate_fn == "sigmoid_one_minus":
         gate = torch.sigmoid(1 - gate)
-    return leaf["x"].double() + gate * leaf["branch"].double()
+    stream = leaf["x"].double() + gate * leaf["branch"].double()
+    return stream + over_tokens(leaf["residual2"]) if "residual2" in leaf else stream
 
 
 def modulate(case: Case, leaf: dict[str, Tensor], x: Tensor) -> Tensor:
     if case.norm == "layer":
         x = x - x.mean(-1, keepdim=True)
-    h = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + case.eps)
+    if case.norm == "dyt":
+        h = torch.tanh(leaf["alpha"].double() * x)
+    else:
+        h = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + case.eps)
     if "weight" in leaf:
         h = h * over_tokens(leaf["weight"])
     if "bias" in leaf:
@@ -263,8 +275,7 @@ def check(library: ctypes.CDLL, case: Case, seed: int = 0, orders: tuple[int, ..
 
     stats = forward.outputs.get("stats", torch.zeros(1))
     backward = emulate_backward(library, case, inputs, x_new, stats, orders[0])
-    leaf = {name: inputs[name].double().requires_grad_() for name in ("branch", *MODULATIONS) if name in inputs}
-    leaf["x"] = inputs["x"].double().requires_grad_()
+    leaf = {name: inputs[name].double().requires_grad_() for name in OWNERS if name in inputs}
     stream = add_gated(case, leaf)
     stored = stream + (x_new.double() - stream).detach()  # the norm sees x' as stored
     loss = torch.zeros((), dtype=torch.float64)
@@ -275,7 +286,8 @@ def check(library: ctypes.CDLL, case: Case, seed: int = 0, orders: tuple[int, ..
     grads = torch.autograd.grad(loss, [leaf[name] for name in backward.outputs], allow_unused=True)
     for name, grad in zip(backward.outputs, grads, strict=True):
         oracle = grad if grad is not None else torch.zeros_like(leaf[name])
-        close(backward.outputs[name], oracle, f"d{name}", slack=64)
+        # One sum of everything errs with the number of its terms.
+        close(backward.outputs[name], oracle, f"d{name}", slack=64 * (x_new.numel() ** 0.5 if name == "alpha" else 1))
 
     for order in orders[1:]:
         assert_same_bits(emulate_forward(library, case, inputs, order), forward)
@@ -317,7 +329,7 @@ def test_dtypes(library, dtype, branch_dtype, modulation_dtype):
     assert rows_path(forward, backward) == (fast, fast)
 
 
-@pytest.mark.parametrize("norm", ["layer", "rms", None])
+@pytest.mark.parametrize("norm", ["layer", "rms", "dyt", None])
 @pytest.mark.parametrize("gate_fn", ["identity", "sigmoid_one_minus"])
 @pytest.mark.parametrize("modulation_dtype", [BF16, F16])
 def test_norms_and_gates(library, norm, gate_fn, modulation_dtype):
@@ -334,6 +346,39 @@ def test_norms_and_gates(library, norm, gate_fn, modulation_dtype):
     )
     forward, backward = check(library, case)
     assert rows_path(forward, backward)[0] == (modulation_dtype == BF16)
+
+
+@pytest.mark.parametrize(("dtype", "branch_dtype", "modulation_dtype"), DTYPES)
+@pytest.mark.parametrize("residual2_dtype", [F32, BF16])
+def test_dtypes_of_dyt_and_residual2(library, dtype, branch_dtype, modulation_dtype, residual2_dtype):
+    given = {"dtype": dtype, "branch_dtype": branch_dtype, "modulation_dtype": modulation_dtype}
+    given |= {"dim": 72, "tokens": 6, "norm": "dyt", "weight": "D", "bias": "D"}
+    fast = branch_dtype == dtype and modulation_dtype in (dtype, F32)
+    assert rows_path(*check(library, Case(**given))) == (fast, fast)
+    for layout in ("BD", "BND"):
+        case = Case(**given, residual2=layout, residual2_dtype=residual2_dtype)
+        same = fast and residual2_dtype == dtype
+        assert rows_path(*check(library, case)) == (same, fast and (same or layout == "BD"))
+
+
+@pytest.mark.parametrize("norm", ["layer", "rms", "dyt", None])
+@pytest.mark.parametrize("layout", ["D", "1D", "BD", "B1D", "11D", "1ND", "BND"])
+@pytest.mark.parametrize("modulation_dtype", [BF16, F16])
+def test_layouts_of_residual2(library, layout, norm, modulation_dtype):
+    given = {"batch": 3, "tokens": 9, "dim": 264, "dtype": BF16, "modulation_dtype": modulation_dtype, "norm": norm}
+    forward, backward = check(library, Case(**given, residual2=layout, weight="D", gate_fn="sigmoid_one_minus"))
+    # A row by token that the samples share is left to the kernels that walk the samples.
+    assert rows_path(forward, backward) == (modulation_dtype == BF16, modulation_dtype == BF16 and layout != "1ND")
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize("dim", [1, 3, 8, 31, 100, 384, 1001, 1536, 1540, 3072, 3080])
+def test_dims_of_dyt_and_residual2(library, dtype, dim):
+    """Backward, 384 vectors are the widest row that one pass takes."""
+    forward, backward = check(library, Case(tokens=3, dim=dim, dtype=dtype, norm="dyt", residual2="BND", weight="D"))
+    vector = 16 // dtype.itemsize
+    assert rows_path(forward, backward)[1] == (dim % vector == 0 and dim <= 384 * vector)
+    check(library, Case(batch=1, tokens=41, dim=dim, dtype=dtype, norm="dyt", residual2="D"), orders=(0, 1, 2))
 
 
 @pytest.mark.parametrize("modulation_dtype", [F32, F16])
@@ -404,27 +449,33 @@ def test_strides_and_alignment(library, dtype, pad, skew):
 
 
 @pytest.mark.parametrize("tokens", [3, 4])
-@pytest.mark.parametrize("who", ["x", "branch", *MODULATIONS, "grad_x", "grad_h"])
+@pytest.mark.parametrize("who", ["x", "branch", *MODULATIONS, "residual2", "grad_x", "grad_h"])
 def test_one_tensor_out_of_line(library, who, tokens):
     """Every tensor can send a call to the kernels for any alignment: 3 rows of 49 put the next sample off the 16 bytes,
     4 rows only each other."""
-    case = Case(batch=2, tokens=tokens, dim=48, pad=1, padded=who, weight="BD", bias="BD")
+    case = Case(batch=2, tokens=tokens, dim=48, pad=1, padded=who, weight="BD", bias="BD", residual2="BND")
     forward, backward = check(library, case)
-    assert rows_path(forward, backward) == (who.startswith("grad"), False)
+    # The backward does not read residual2.
+    assert rows_path(forward, backward) == (who.startswith("grad"), who == "residual2")
 
 
 @pytest.mark.parametrize("modulation_dtype", [F32, F16])
 @pytest.mark.parametrize("grads", [(True, False), (False, True), (True, True)])
 @pytest.mark.parametrize(
     "wanted",
-    [("x",), ("branch",), ("gate",), ("scale", "bias"), ("shift",), ("weight",), ("x", "branch", *MODULATIONS)],
+    [("x",), ("branch",), ("gate",), ("scale", "bias"), ("shift",), ("weight",), ("alpha",), ("residual2",), OWNERS],
 )
 def test_absent_gradients(library, grads, wanted, modulation_dtype):
     case = Case(
         grad_x=grads[0], grad_h=grads[1], wanted=wanted, modulation_dtype=modulation_dtype, weight="D", bias="D", dim=32
     )
-    check(library, case)
-    if grads[0]:
+    for residual2 in ("BD", "BND"):
+        check(library, replace(case, norm="dyt", residual2=residual2))
+    if wanted not in (("alpha",), ("residual2",)):
+        check(library, case)
+    if grads[0] and wanted != ("alpha",):
+        check(library, replace(case, norm=None, residual2="D"))
+    if grads[0] and wanted not in (("alpha",), ("residual2",)):
         check(library, replace(case, norm=None))
 
 
@@ -441,13 +492,14 @@ def test_variance_is_taken_of_the_centred_row(library, modulation_dtype):
 
 @pytest.mark.parametrize("dtype", [F32, BF16])
 @pytest.mark.parametrize("dim", [72, 1544, 75])
-def test_paths_agree_bitwise(library, dtype, dim):
+@pytest.mark.parametrize("norm", ["layer", "dyt"])
+def test_paths_agree_bitwise(library, dtype, dim, norm):
     """h of the fused op is adaln_modulate of x', whichever kernel each of the two takes."""
-    plain = Case(dtype=dtype, dim=dim, weight="D", bias="D", gate_fn="sigmoid_one_minus")
+    plain = Case(dtype=dtype, dim=dim, weight="D", bias="D", gate_fn="sigmoid_one_minus", norm=norm, residual2="BND")
     for fused in (plain, replace(plain, branch_dtype=F16), replace(plain, pad=3, skew=1)):
         inputs = make_inputs(fused)
         whole = emulate_forward(library, fused, inputs)
-        rest = {k: strided(v, 0, 0) for k, v in inputs.items() if k not in ("branch", "gate")}
+        rest = {k: strided(v, 0, 0) for k, v in inputs.items() if k not in ("branch", "gate", "residual2")}
         rest["x"] = strided(whole.outputs.pop("x_new"), 0, 0)
         part = emulate_forward(library, replace(plain, with_branch=False), rest)
         assert_same_bits(part, whole)
@@ -481,7 +533,9 @@ def test_random_cases(library, seed):
             dtype=dtype,
             branch_dtype=pick(dtype, dtype, F32, F16, BF16),
             modulation_dtype=pick(dtype, dtype, F32, F16, BF16),
-            norm=pick("layer", "rms"),
+            norm=pick("layer", "rms", "dyt"),
+            residual2=pick(None, *layouts),
+            residual2_dtype=pick(dtype, dtype, F32, BF16),
             gate_fn=pick("identity", "sigmoid_one_minus"),
             pad=pick(0, 0, 8, 3),
             skew=pick(0, 0, 8, 1),

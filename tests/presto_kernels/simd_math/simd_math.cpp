@@ -22,6 +22,9 @@ void map_sigmoid(const float* in, float* out, int64_t n) {
 void map_tanh(const float* in, float* out, int64_t n) {
   map(in, out, n, [](Vec x) PRESTO_INLINE { return tanh(x); });
 }
+void map_tanh_slope(const float* in, float* out, int64_t n) {
+  map(in, out, n, [](Vec x) PRESTO_INLINE { return tanh_slope(x); });
+}
 void map_erf(const float* in, float* out, int64_t n) {
   map(in, out, n, [](Vec x) PRESTO_INLINE { return erf(x); });
 }

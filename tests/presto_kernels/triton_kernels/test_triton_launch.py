@@ -60,15 +60,18 @@ def compiled(launches: list[Launch]) -> set[str]:
 
 LENGTHS = (1, 7, 16, 33, 48, 100, 1379, 1380, 70000)
 SEAM = aot_modulation.Call("gated_residual_adaln", weight="D", bias="D")
+DYT = aot_modulation.Call("gated_residual_adaln", weight="D", bias="D", norm="dyt", residual2="B")
 
 
-def test_a_launch_names_the_arguments_of_its_kernel_and_no_others():
-    for launch in aot_modulation.launches(SEAM, torch.bfloat16, 64):
+@pytest.mark.parametrize("call", [SEAM, DYT])
+def test_a_launch_names_the_arguments_of_its_kernel_and_no_others(call):
+    for launch in aot_modulation.launches(call, torch.bfloat16, 64):
         assert set(launch.arguments) == {parameter.name for parameter in launch.kernel.params}
 
 
-def test_aot_compiles_what_the_launcher_would():
-    for launch in aot_modulation.launches(SEAM, torch.bfloat16, 1024):
+@pytest.mark.parametrize("call", [SEAM, DYT])
+def test_aot_compiles_what_the_launcher_would(call):
+    for launch in aot_modulation.launches(call, torch.bfloat16, 1024):
         types, constants = aot.signature(launch)
         for (name, type_), (jit_type, jit_value) in zip(types.items(), specialisation(launch), strict=True):
             assert type_ == jit_type, name
@@ -76,9 +79,11 @@ def test_aot_compiles_what_the_launcher_would():
 
 
 @pytest.mark.parametrize("dim", [1024, 1000, 1001, 24])
-def test_one_compile_for_every_length(dim):
-    kernels = [compiled(aot_modulation.launches(SEAM, torch.bfloat16, dim, batch=2, tokens=n)) for n in LENGTHS]
-    assert len(kernels[0]) == 4  # forward; backward rows; sums of gate, scale, shift; sums of weight, bias
+@pytest.mark.parametrize("call, number", [(SEAM, 4), (DYT, 5)])
+def test_one_compile_for_every_length(call, number, dim):
+    kernels = [compiled(aot_modulation.launches(call, torch.bfloat16, dim, batch=2, tokens=n)) for n in LENGTHS]
+    # forward; backward rows; sums of gate, scale, shift (residual2); sums of weight, bias; sum of alpha
+    assert len(kernels[0]) == number
     assert set.union(*kernels) == kernels[0]
 
 
@@ -89,9 +94,7 @@ def test_one_compile_for_every_batch_that_shares_nothing_new():
 
 def forward(x: torch.Tensor) -> Launch:
     h, stats = torch.empty(x.shape, dtype=x.dtype), torch.empty(*x.shape[:2], 2)
-    return triton_kernels.plan_forward(
-        x, None, None, None, None, None, None, None, h, stats, norm=1, gate_fn=0, eps=1e-6
-    )
+    return triton_kernels.plan_forward(x, *[None] * 9, h, stats, norm=1, gate_fn=0, eps=1e-6)
 
 
 def test_sixteen_byte_variant_where_rows_allow_it():
@@ -117,7 +120,7 @@ def test_a_narrow_gradient_beside_wide_inputs_is_written_narrowly():
     x, stats = torch.empty(2, 9, 20), torch.empty(2, 9, 2)
     for dtype, wide in ((torch.float32, True), (torch.bfloat16, False)):
         launches = triton_kernels.plan_backward(
-            None, x, x, stats, None, None, None, None, None, {"shift": torch.empty(2, 9, 20, dtype=dtype)},
+            None, x, x, stats, *[None] * 6, {"shift": torch.empty(2, 9, 20, dtype=dtype)},
             norm=1, gate_fn=0, multiprocessors=132,
         )  # fmt: skip
         assert [launch.arguments["VECTOR"] for launch in launches] == [wide]
@@ -135,7 +138,7 @@ def test_order_of_sums_depends_on_shape_and_multiprocessors_alone():
         scale = torch.empty(2, 1024, dtype=dtype, device="meta")
         return order(
             triton_kernels.plan_backward(
-                None, x, x, stats, None, None, scale, None, None, {"x": x, "scale": scale},
+                None, x, x, stats, None, None, scale, None, None, None, {"x": x, "scale": scale},
                 norm=1, gate_fn=0, multiprocessors=processors,
             )
         )  # fmt: skip

@@ -24,6 +24,10 @@ EXTRA = (
     replace(SEAM, batch=1, dim=24, gate="1ND", scale="BND", shift="1ND", weight="1D", bias="D", norm="rms"),
     replace(SEAM, dim=24, gate=None, scale="chunk", shift=None, weight=None, bias="D"),
     replace(SEAM, dim=24, gate="chunk", scale=None, shift="chunk", gate_fn="sigmoid_one_minus", norm="rms"),
+    # residual2 of every shape; alpha's sum over several programs, and beside gradients as narrow as it
+    *(replace(SEAM, batch=3, dim=24, residual2=layout) for layout in ("D", "1D", "B1D", "1ND", "BND")),
+    replace(SEAM, batch=1, tokens=150, dim=40, norm="dyt", alpha=(), weight="D", bias="D", residual2="D"),
+    replace(SEAM, batch=3, tokens=5, dim=1, norm="dyt", weight="D", residual2="BD"),
 )
 
 
@@ -65,7 +69,8 @@ def test_error_is_at_most_twice_plain_pytorch(case):
         gate=st.sampled_from([None, "D", "BD", "1ND", "BND", "chunk"]),
         scale=st.sampled_from([None, "1D", "B1D", "BND"]),
         weight=st.sampled_from([None, "D", "B1D"]),
-        norm=st.sampled_from(["layer", "rms"]),
+        residual2=st.sampled_from([None, "BD", "BND"]),
+        norm=st.sampled_from(["layer", "rms", "dyt"]),
         gate_fn=st.sampled_from(["identity", "sigmoid_one_minus"]),
         x_layout=st.sampled_from(["plain", "permuted", "sliced"]),
         eps=st.just(1e-3),
@@ -77,47 +82,47 @@ def test_any_call(case):
 
 
 def tensors(case: Case) -> dict:
-    """The operator's seven inputs by name, None where the op has none."""
-    names = ("x", "branch", "gate", "scale", "shift", "weight", "bias")
+    """The operator's nine inputs by name, None where the op has none."""
+    names = ("x", "branch", "gate", "scale", "shift", "weight", "bias", "alpha", "residual2")
     given = case.inputs()
     return {name: None if given.get(name) is None else given[name].detach() for name in names}
 
 
-FULL = replace(SEAM, batch=2, tokens=11, dim=40, weight="D", bias="BD", scale="BND")
+FULL = replace(SEAM, batch=2, tokens=11, dim=40, weight="D", bias="BD", scale="BND", norm="dyt", residual2="BD")
 
 
-def forward_and_backward(case: Case, needs: int = 127, use=("x", "h")) -> list[torch.Tensor]:
-    inputs = tensors(case)
+def forward_and_backward(case: Case, needs: int = 511, use=("x", "h")) -> list[torch.Tensor]:
+    inputs, norm = tensors(case), operators.NORMS[case.norm]
     torch.manual_seed(1)
-    x_new, h, stats = torch.ops.presto_kernels.seam_triton(*inputs.values(), 1, 0, 1e-6)
+    x_new, h, stats = torch.ops.presto_kernels.seam_triton(*inputs.values(), norm, 0, 1e-6)
     grads = [torch.randn_like(h) if name in use else None for name in ("x", "h")]
     given = [inputs[name] for name in list(inputs)[1:]]
     return [
         x_new,
         h,
-        *torch.ops.presto_kernels.seam_backward_triton(*grads, x_new, stats, *given, 1, 0, needs),
+        *torch.ops.presto_kernels.seam_backward_triton(*grads, x_new, stats, *given, norm, 0, needs),
     ]
 
 
 def test_gradients_are_bitwise_the_same_on_every_run():
     first, second = forward_and_backward(FULL), forward_and_backward(FULL)
-    assert len(first) == 9
+    assert len(first) == 11
     for a, b in zip(first, second, strict=True):
         assert torch.equal(a, b)
 
 
 def test_a_gradient_does_not_depend_on_which_others_are_wanted():
     every = forward_and_backward(FULL)[2:]
-    for bit in range(7):
+    for bit in range(9):
         alone = forward_and_backward(FULL, needs=1 << bit)[2:]
-        assert [t.numel() > 0 for t in alone] == [i == bit for i in range(7)]
+        assert [t.numel() > 0 for t in alone] == [i == bit for i in range(9)]
         assert torch.equal(alone[bit], every[bit])
 
 
 def test_an_output_that_is_not_used_gives_no_gradient():
-    dx, dbranch, dgate, dscale, dshift, dweight, dbias = forward_and_backward(FULL, use=("x",))[2:]
-    assert dx.any() and dbranch.any() and dgate.any()
-    assert not any(t.any() for t in (dscale, dshift, dweight, dbias))
+    dx, dbranch, dgate, dscale, dshift, dweight, dbias, dalpha, dresidual2 = forward_and_backward(FULL, use=("x",))[2:]
+    assert dx.any() and dbranch.any() and dgate.any() and dresidual2.any()
+    assert not any(t.any() for t in (dscale, dshift, dweight, dbias, dalpha))
     every = forward_and_backward(FULL, use=("h",))[2:]
     assert all(t.any() for t in every)
 
@@ -125,7 +130,8 @@ def test_an_output_that_is_not_used_gives_no_gradient():
 @pytest.mark.parametrize("shape", [(0, 5, 24), (2, 0, 24)])
 @pytest.mark.parametrize("op", ["adaln_modulate", "gated_residual", "gated_residual_adaln"])
 def test_empty(op, shape):
-    case = Case(op, batch=shape[0], tokens=shape[1], dim=shape[2], weight="D", gate="D", scale="1D")
+    case = Case(op, batch=shape[0], tokens=shape[1], dim=shape[2], weight="D", gate="D", scale="1D", norm="dyt")
+    case = replace(case, residual2="BND")
     inputs = case.inputs()
     outputs = run(case, inputs)
     assert all(y.shape == shape for y in outputs)
@@ -134,12 +140,13 @@ def test_empty(op, shape):
         assert grad.shape == leaf.shape and not grad.any()
 
 
-def test_h_is_the_norm_of_x_as_stored():
+@pytest.mark.parametrize("norm", ["layer", "dyt"])
+def test_h_is_the_norm_of_x_as_stored(norm):
     """Bitwise what adaln_modulate makes of the x' that was written."""
-    case = replace(SEAM, tokens=5, dim=72)
+    case = replace(SEAM, tokens=5, dim=72, norm=norm, residual2="BND")
     inputs = case.inputs()
     x_new, h = run(case, inputs)
-    again = presto_kernels.adaln_modulate(x_new, inputs["scale"], inputs["shift"])
+    again = presto_kernels.adaln_modulate(x_new, inputs["scale"], inputs["shift"], alpha=inputs["alpha"], norm=norm)
     assert torch.equal(h, again)
 
 
@@ -155,14 +162,15 @@ def test_gradients_that_come_expanded_and_rows_that_are_prefixes():
 
 
 def test_opcheck_on_permuted_layouts():
-    case = replace(SEAM, dim=16, tokens=5, dtype=torch.float32, x_layout="permuted", gate="BND", weight="D")
-    inputs = list(tensors(case).values())
-    torch.library.opcheck(torch.ops.presto_kernels.seam_triton, (*inputs, 1, 0, 1e-6))
-    x_new, h, stats = torch.ops.presto_kernels.seam_triton(*inputs, 2, 1, 1e-6)
-    permuted = h.transpose(1, 2).contiguous().transpose(1, 2)
-    torch.library.opcheck(
-        torch.ops.presto_kernels.seam_backward_triton, (x_new, permuted, x_new, stats, *inputs[1:], 2, 1, 63)
-    )
+    plain = replace(SEAM, dim=16, tokens=5, dtype=torch.float32, x_layout="permuted", gate="BND", weight="D")
+    for case, norm, needs in ((plain, 2, 63), (replace(plain, norm="dyt", residual2="BND", alpha=()), 3, 511 - 64)):
+        inputs = list(tensors(case).values())
+        torch.library.opcheck(torch.ops.presto_kernels.seam_triton, (*inputs, norm, 0, 1e-6))
+        x_new, h, stats = torch.ops.presto_kernels.seam_triton(*inputs, norm, 1, 1e-6)
+        permuted = h.transpose(1, 2).contiguous().transpose(1, 2)
+        torch.library.opcheck(
+            torch.ops.presto_kernels.seam_backward_triton, (x_new, permuted, x_new, stats, *inputs[1:], norm, 1, needs)
+        )
 
 
 def test_compiles_as_one_graph_for_every_odd_length():
@@ -188,7 +196,7 @@ def test_what_is_too_large_is_refused_by_name():
         assert presto_kernels.explain("adaln_modulate", wide, None, None).backend != "triton"
     many = torch.zeros(1, 1, 8).expand(2**16, 2**16, 8)
     with pytest.raises(ValueError, match="rows"):
-        torch.ops.presto_kernels.seam_triton(many, *[None] * 6, operators.NORMS["layer"], 0, 1e-6)
+        torch.ops.presto_kernels.seam_triton(many, *[None] * 8, operators.NORMS["layer"], 0, 1e-6)
 
 
 # Kernels that are wrong, each by one line, and a call that shows it.
@@ -235,6 +243,30 @@ BROKEN = {
         "mask = (n < tokens - 1) & (cols < D)",
         Case("gated_residual_adaln", tokens=5),
     ),
+    "dyt: the slope of tanh forgotten": (
+        "seam_backward_rows",
+        "inner = dh * tanh_slope(value * a)",
+        "inner = dh",
+        Case("adaln_modulate", tokens=5, norm="dyt"),
+    ),
+    "dyt: alpha's gradient is summed of y, not of x'": (
+        "seam_backward_rows",
+        "_collect(alpha_sum, inner * value, dalpha,",
+        "_collect(alpha_sum, inner * y, dalpha,",
+        Case("adaln_modulate", tokens=5, norm="dyt"),
+    ),
+    "residual2 dropped": (
+        "seam_forward",
+        "update += _load(residual2, b, n, residual2_batch, residual2_row, cols, mask, VECTOR)",
+        "pass",
+        Case("gated_residual", tokens=5, residual2="BD"),
+    ),
+    "residual2's gradient forgets what comes through the norm": (
+        "seam_backward_rows",
+        "residual2_sum = _collect(residual2_sum, d,",
+        "residual2_sum = _collect(residual2_sum, d - rstd * inner,",
+        Case("gated_residual_adaln", tokens=5, residual2="BD"),
+    ),
     "last sums dropped": (
         "seam_backward_sums",
         "while done < terms:",
@@ -263,7 +295,7 @@ def test_bitwise_equality_catches_a_norm_of_the_unrounded_x(tmp_path, monkeypatc
     )
     monkeypatch.setattr(triton_kernels, "seam_forward", broken.seam_forward)
     with pytest.raises(AssertionError):
-        test_h_is_the_norm_of_x_as_stored()
+        test_h_is_the_norm_of_x_as_stored("layer")
 
 
 def mutant(folder, right: str, wrong: str):
