@@ -118,7 +118,7 @@ def plain(case: Case, inputs: dict[str, Tensor | None]) -> tuple[Tensor, ...]:
             y = F.layer_norm(x, (case.dim,), eps=case.eps)
         elif case.norm == "l2":
             y = F.normalize(x, dim=-1, eps=case.eps)
-        elif case.norm == "dyt":
+        elif alpha is not None:
             y = torch.tanh(alpha * x)
         if weight is not None:
             y = y * weight

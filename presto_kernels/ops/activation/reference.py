@@ -12,6 +12,8 @@ Autograd differentiates it as it stands.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -35,7 +37,8 @@ def glu(x: Tensor, act: str, gate_first: bool) -> Tensor:
     value, gate = x.to(_compute_dtype(x)).chunk(2, dim=-1)
     if gate_first:
         value, gate = gate, value
-    activate = {"silu": F.silu, "gelu": F.gelu, "sinpi": sin_pi}[act]
+    activations: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "sinpi": sin_pi}
+    activate = activations[act]
     return (value * activate(gate)).to(x.dtype)
 
 

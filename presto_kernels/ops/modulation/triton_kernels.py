@@ -189,12 +189,12 @@ def plan_backward(
     arguments |= {f"{name.upper()}_PER_TOKEN": name in grads and _per_token(grads[name], tokens) for name in _BY_TOKEN}
     arguments |= {"NORM": norm, "GATE_FN": gate_fn, "VECTOR": vector}
     launches = [Launch(seam_backward_rows, (batch * chunks,), arguments, warps, KNOBS.backward_registers)]
-    for (terms, step, rows, columns), members in sums.items():
+    for (terms, step, groups, columns), members in sums.items():
         arguments = {f"{name}_rows": written[name] if name in members else None for name in _MODULATIONS}
         arguments |= {f"d{name}": grads[name] if name in members else None for name in _MODULATIONS}
         arguments |= {"terms": terms, "step": step, "D": columns, "VECTOR": vector and columns == dim}
         arguments |= {"TERMS": KNOBS.sum_terms, "COLS": KNOBS.sum_columns}
-        grid = (rows, triton.cdiv(columns, KNOBS.sum_columns))
+        grid = (groups, triton.cdiv(columns, KNOBS.sum_columns))
         launches.append(Launch(seam_backward_sums, grid, arguments, KNOBS.sum_warps))
     return launches
 

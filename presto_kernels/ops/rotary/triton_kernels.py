@@ -191,8 +191,8 @@ def plan_backward(
     written = [t for name, t in (*grads.items(), *sums.items()) if not name.endswith("_alpha")]
     vector = _vector(dim, arguments["HALF"], [*read, *written])
     arguments["VECTOR"] = vector
-    grid = (programs["q"] + programs["k"],)
-    launches = [Launch(rotary_backward_rows, grid, arguments, KNOBS.warps, KNOBS.backward_registers)]
+    rows_grid = (programs["q"] + programs["k"],)
+    launches = [Launch(rotary_backward_rows, rows_grid, arguments, KNOBS.warps, KNOBS.backward_registers)]
     if any(t is not None for t in sums.values()):
         arguments = {f"d{name}": grads.get(name) for name in sums}
         arguments |= {f"{name}_rows": t for name, t in sums.items()}
@@ -236,7 +236,7 @@ def _qk_norm_rope(
     k_out = None if k is None else k.new_empty(k.shape)
     if q.numel() or (k is not None and k.numel()):
         tables, affine = (cos, sin, k_cos, k_sin), (q_weight, k_weight, q_bias, k_bias)
-        options = {"norm": norm, "eps": eps, "interleaved": interleaved}
+        options: dict[str, Any] = {"norm": norm, "eps": eps, "interleaved": interleaved}
         with on(q.device):
             plan_forward(q, k, tables, affine, (q_alpha, k_alpha), q_out, k_out, **options).run()
     return q_out, q.new_empty(0) if k_out is None else k_out
