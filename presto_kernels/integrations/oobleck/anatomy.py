@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.weight_norm import WeightNorm
 
+from presto_kernels.integrations.modules import class_name
 from presto_kernels.oobleck import (
     Chain,
     Conv,
@@ -116,10 +117,6 @@ def study(naming: Naming, coder: nn.Module) -> Anatomy:
     anatomy = Anatomy(chain, layers, any(isinstance(modules[path], nn.Tanh) for path in ends))
     _check_tensors(anatomy, coder)
     return anatomy
-
-
-def class_name(module: nn.Module) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def _check_class(naming: Naming, path: str, module: nn.Module) -> None:
