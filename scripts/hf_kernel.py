@@ -157,7 +157,7 @@ def compile_library(project: Path, config: dict[str, Any], library: Path) -> Non
     console, quiet = Console(stderr=True), not sys.stderr.isatty()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         done = pool.map(compile_one, jobs)
-        objects = list(track(done, "compiling", len(jobs), console=console, transient=True, disable=quiet))
+        objects: list[str | Path] = list(track(done, "compiling", len(jobs), console=console, transient=True, disable=quiet))
     link = ["-shared", f"-L{include.parent / 'lib'}", "-Wl,--no-as-needed", "-ltorch_cpu", "-o", library]
     subprocess.run([*compiler, *objects, *link], check=True)
 

@@ -221,12 +221,14 @@ def test_a_kernel_stands_beside_the_installed_package(repository):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a compiler run on a busy machine
 @pytest.mark.parametrize("name", CASES)
 def test_the_compiled_kernels_of_a_build_compute_what_the_plain_layers_do(compiled_repository, name):
     check_against_plain(compiled_repository, name)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # a compiler run on a busy machine
 def test_a_compiled_build_is_preferred_and_has_a_namespace_of_its_own(compiled_repository):
     loaded = kernels.get_local_kernel(compiled_repository)
     assert loaded.__name__ == "_presto_kernels_cpu_test"
