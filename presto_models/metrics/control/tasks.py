@@ -14,6 +14,7 @@ from torch import Tensor
 
 from presto_models.ditto import Control, Curve, Inpaint, Intensity, Loop, Melody, Optimized, Outpaint, Structure
 from presto_models.ditto.features import Loudness
+from presto_models.ditto.features.loudness import FLOOR
 from presto_models.pipeline import PrestoPipeline
 
 
@@ -139,7 +140,7 @@ class IntensityTask(ControlTask):
         kind = run % (len(self.shapes) + 1)
         if kind == len(self.shapes):
             heard = Loudness(clip.shape[0], sample_rate)(clip[None])[0]
-            return Intensity(curve=heard.clamp_max(0), threshold=threshold)
+            return Intensity(curve=heard.clamp(FLOOR, 0), threshold=threshold)  # smoothed, silence lies below it
         at, values = zip(*list(self.shapes.values())[kind], strict=True)
         seconds = clip.shape[0] / sample_rate
         curve = Curve(tuple(seconds * t for t in at), tuple(self.level + self.depth * value for value in values))
