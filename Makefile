@@ -17,8 +17,9 @@ help:            ## this list
 bench: $(VENV)/.installed  ## what every step of a 32-second generation costs here: PyTorch, torch.compile, presto (ARGS=...)
 	$(BIN)/python -m bench latency --cold-runs 1 --seconds 60 $(ARGS)
 
+# Two workers of one thread each: threads of two workers would wait for each other, and the suite takes four times as long.
 test: $(VENV)/.installed   ## the whole test suite (ARGS=... go to pytest)
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 demo: $(VENV)/.models      ## 32 seconds of music from a prompt, with the checkpoint in the repository (ARGS=... go to generate)
 	$(BIN)/python -m presto_models generate --prompt "slow church organ chorale" --seconds 32 --seed 1 --stereo \
