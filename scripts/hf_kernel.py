@@ -157,7 +157,8 @@ def compile_library(project: Path, config: dict[str, Any], library: Path) -> Non
     console, quiet = Console(stderr=True), not sys.stderr.isatty()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         done = pool.map(compile_one, jobs)
-        objects: list[str | Path] = list(track(done, "compiling", len(jobs), console=console, transient=True, disable=quiet))
+        bar = track(done, "compiling", len(jobs), console=console, transient=True, disable=quiet)
+        objects: list[str | Path] = list(bar)
     link = ["-shared", f"-L{include.parent / 'lib'}", "-Wl,--no-as-needed", "-ltorch_cpu", "-o", library]
     subprocess.run([*compiler, *objects, *link], check=True)
 

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import presto_kernels
@@ -120,6 +120,8 @@ def test_any_shape_stride_and_dtype(backend, data):
         size=data.draw(st.sampled_from([1.0, 5.0])),
         seed=data.draw(st.integers(0, 999)),
     )
+    # Snake's gradients are a sum for each channel: of a handful of numbers PyTorch's may be right to the bit by luck.
+    assume(op != "snake" or case.batch * case.dim >= 32)
     with presto_kernels.use_backend(backend):
         check(judge(case))
 

@@ -404,7 +404,6 @@ def _each(kind: str, name: str, value: object):
 CHANGES = [
     Change(STABLE_AUDIO, "Attention", lambda m: m.set_attn_processor(Halved()), "processor is a Halved"),
     Change(DIT, "Attention", _each("Attention", "processor", AttnProcessor()), "processor is a AttnProcessor"),
-    Change(SD3, "Attention", lambda m: m.fuse_qkv_projections(), "processor is a FusedJointAttnProcessor2_0"),
     Change(FLUX, "FluxAttention", lambda m: m.set_attention_backend("_native_math"), "backend _native_math"),
     Change(ACE_STEP, "AceStepAttention", lambda m: m.set_attention_backend("_native_math"), "backend _native_math"),
     Change(
