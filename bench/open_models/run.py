@@ -6,6 +6,7 @@ what a prompt decides kept from call to call (`prompt_cache`), which is what the
 
 from __future__ import annotations
 
+import copy
 import functools
 import time
 from collections.abc import Callable
@@ -129,7 +130,11 @@ def measure_case(case: Case, options: OpenOptions, device: torch.device, report:
 
 
 def kept(module: nn.Module, given: dict[str, Any]) -> Call:
-    """A call that finds what the prompt decides where an earlier one left it."""
+    """A call that finds what the prompt decides where an earlier one left it.
+
+    It is of a twin with the same weights, since the cache stays open.
+    """
+    module = copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
     cache = presto_kernels.prompt_cache(module)
     cache.__enter__()  # for the life of the process: the timed calls are the steps of one prompt
     return functools.partial(module, **given)
