@@ -6,6 +6,7 @@ what a prompt decides kept from call to call (`prompt_cache`), which is what the
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import time
@@ -77,7 +78,7 @@ def measure_case(case: Case, options: OpenOptions, device: torch.device, report:
     with show.stage(f"{case.title}: random weights"):
         plain, fast = case.build(dtype, device), case.build(dtype, device)
     given = case.arguments(seconds, dtype, device)
-    with torch.inference_mode():
+    with torch.inference_mode(), contextlib.ExitStack() as keeping:
         work = flops(plain, given)
         call = functools.partial(plain, **given)
         began = time.perf_counter()
@@ -96,7 +97,9 @@ def measure_case(case: Case, options: OpenOptions, device: torch.device, report:
             torch._dynamo.reset()
             ways[COMPILE] = functools.partial(torch.compile(plain, dynamic=False), **given)
         if case.prompted:
-            ways[KEPT] = kept(fast, given)
+            twin = sharing_weights(fast)
+            keeping.enter_context(presto_kernels.prompt_cache(twin))
+            ways[KEPT] = functools.partial(twin, **given)
         for name in list(ways):
             try:
                 with (
@@ -129,15 +132,9 @@ def measure_case(case: Case, options: OpenOptions, device: torch.device, report:
     return samples.interrupted
 
 
-def kept(module: nn.Module, given: dict[str, Any]) -> Call:
-    """A call that finds what the prompt decides where an earlier one left it.
-
-    It is of a twin with the same weights, since the cache stays open.
-    """
-    module = copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
-    cache = presto_kernels.prompt_cache(module)
-    cache.__enter__()  # for the life of the process: the timed calls are the steps of one prompt
-    return functools.partial(module, **given)
+def sharing_weights(module: nn.Module) -> nn.Module:
+    """A copy with the same weights, which keeps what a prompt decides where ``module`` computes it at every call."""
+    return copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
 
 
 def once(way: Call, device: torch.device) -> float:
