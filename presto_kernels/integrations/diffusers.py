@@ -7,7 +7,7 @@ the same attention, norms and gated units.
 from __future__ import annotations
 
 from presto_kernels.integrations.hf import ace_step, attention, blocks, flux, layers, norms, roots, stable_audio_3
-from presto_kernels.integrations.stability.roots import FusedConstant
+from presto_kernels.integrations.stability.roots import FusedConstant, FusedModulation
 from presto_kernels.integrations.swapping import Swap
 
 _MODELS = "diffusers.models."
@@ -18,6 +18,8 @@ _ACE_STEP = _TRANSFORMERS + "ace_step_transformer.AceStep"
 _FLUX = _TRANSFORMERS + "transformer_flux.Flux"
 
 _PROMPT = "what a prompt decides, once in prompt_cache"
+_TIMED = "modulation of a known timestep, once in prompt_cache"
+_ROOT = {"hidden_states", "encoder_hidden_states", "pooled_projections", "timestep"}
 _SEAMS = "norms, modulations, gates, additions"
 _HEADS = "QK norms, rotary, attention"
 _MODULATED = "norm and modulation"
@@ -32,7 +34,9 @@ SWAPS: list[Swap] = [
         roots.FusedRoot,
         _PROMPT,
         None,
-        children={"cross_attention_proj": FusedConstant, "global_proj": FusedConstant},
+        children={
+            "cross_attention_proj": FusedConstant, "global_proj": FusedConstant, "timestep_proj": FusedModulation,
+        },
     ),
     Swap(
         _STABLE_AUDIO + "Block",
@@ -67,6 +71,27 @@ SWAPS: list[Swap] = [
         _FLUX_BLOCK - {"image_rotary_emb"},
         blocks.joint_fits,
     ),
+    Swap(
+        _FLUX + "Transformer2DModel",
+        roots.FusedModulatedRoot,
+        _TIMED,
+        {
+            *_ROOT, "img_ids", "txt_ids", "guidance", "joint_attention_kwargs", "controlnet_block_samples",
+            "controlnet_single_block_samples", "return_dict", "controlnet_blocks_repeat",
+        },
+    ),
+    Swap(
+        _TRANSFORMERS + "transformer_sd3.SD3Transformer2DModel",
+        roots.FusedModulatedRoot,
+        _TIMED,
+        {*_ROOT, "block_controlnet_hidden_states", "joint_attention_kwargs", "return_dict", "skip_layers"},
+    ),
+    Swap(
+        _TRANSFORMERS + "dit_transformer_2d.DiTTransformer2DModel",
+        roots.FusedModulatedRoot,
+        _TIMED,
+        {"hidden_states", "timestep", "class_labels", "cross_attention_kwargs", "return_dict"},
+    ),
     Swap(_FLUX + "TransformerBlock", flux.FusedFluxBlock, _SEAMS, _FLUX_BLOCK, flux.block_fits),
     Swap(_FLUX + "SingleTransformerBlock", flux.FusedFluxSingleBlock, "gate, addition", _FLUX_BLOCK),
     Swap(
@@ -78,10 +103,12 @@ SWAPS: list[Swap] = [
     ),
     Swap(
         _ACE_STEP + "Transformer1DModel",
-        roots.FusedAceStep,
+        roots.FusedRoot,
         _PROMPT,
         None,
-        children={"condition_embedder": FusedConstant},
+        children={
+            "condition_embedder": FusedConstant, "time_embed": FusedModulation, "time_embed_r": FusedModulation,
+        },
     ),
     Swap(
         _ACE_STEP + "TransformerBlock",
@@ -105,7 +132,10 @@ SWAPS: list[Swap] = [
         roots.FusedRoot,
         _PROMPT,
         None,
-        children={"to_cond_embed": FusedConstant, "to_global_embed": FusedConstant},
+        children={
+            "to_cond_embed": FusedConstant, "to_global_embed": FusedConstant, "to_timestep_embed": FusedModulation,
+            "global_cond_embedder": FusedModulation,
+        },
     ),
     Swap(
         _STABLE_AUDIO_3 + "DiTBlock",

@@ -17,6 +17,7 @@ from presto_kernels.integrations.modules import class_name, hooked
 
 MASKS = ("faithful", "exact")
 PROMPTS = 4  # kept at a time: with and without the prompt, and as many again
+MOMENTS = 256  # timesteps of a prompt whose modulation is kept
 TABLES = 64  # angles and their cosines; the blocks of a decoder have a table each
 
 _FIXED = {
@@ -26,6 +27,8 @@ _FIXED = {
     "torch.nn.modules.container.Sequential",
     "torch.nn.modules.normalization.LayerNorm",
     "torch.nn.modules.normalization.RMSNorm",
+    "diffusers.models.embeddings.Timesteps",
+    "diffusers.models.transformers.ace_step_transformer.AceStepTimestepEmbedding",
     "diffusers.models.normalization.RMSNorm",
     "diffusers.models.transformers.transformer_stable_audio3.StableAudio3RMSNorm",
 }
@@ -64,7 +67,9 @@ class Session:
         self.passed_on: Counter[tuple[str, str]] = Counter()  # (class, why) -> calls that ran as the original
         self._prompts: OrderedDict[Hashable, _Prompt] | None = None
         self._opened_capturing = False
+        self._reads_timesteps: bool | None = None
         self._prompt: _Prompt | None = None
+        self._moment: dict[Hashable, Any] | None = None
         self._tables: OrderedDict[Hashable, tuple[Hashable, tuple[Tensor, ...], Any]] = OrderedDict()
         self._recorded: list[Any] = []  # tables in CUDA graphs
 
@@ -84,22 +89,24 @@ class Session:
     # What does not change over a prompt ---------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def keeping(self) -> Iterator[None]:
+    def keeping(self, read_timesteps: bool | None = None) -> Iterator[None]:
         if self._prompts is not None:  # one inside another keeps what the outer one has
             yield
             return
         self._prompts, self._opened_capturing = OrderedDict(), _capturing()
+        self._reads_timesteps = read_timesteps
         try:
             yield
         finally:
             self._prompts = None
 
     @contextlib.contextmanager
-    def call_with(self, inputs: tuple[object, ...]) -> Iterator[None]:
+    def call_with(self, inputs: tuple[object, ...], timesteps: tuple[object, ...] = ()) -> Iterator[None]:
         """A call of the outermost accelerated module; ``inputs``: its arguments that a prompt decides.
 
-        The call may use what an earlier call kept whose inputs were the same objects, unchanged.  A CUDA graph uses
-        only what was kept while it was recorded: it would go on reading the memory of the rest when that is gone.
+        The call may use what an earlier call kept whose inputs were the same objects, unchanged; and, of what
+        ``timesteps`` decide too, what one kept whose timesteps were equal.  A CUDA graph uses only what was kept while
+        it was recorded: it would go on reading the memory of the rest when that is gone.
         """
         if self._prompts is None or self._prompt is not None or torch.is_grad_enabled():
             yield
@@ -112,17 +119,46 @@ class Session:
         self._prompts.move_to_end(key)
         while len(self._prompts) > PROMPTS:
             self._prompts.popitem(last=False)
-        self._prompt = prompt
+        self._prompt, self._moment = prompt, prompt.at(self._read(timesteps))
         try:
             yield
         finally:
-            self._prompt = None
+            self._prompt = self._moment = None
+
+    def _read(self, timesteps: tuple[object, ...]) -> Hashable:
+        """The values of a call's timesteps, or None where they may not be read."""
+        if not timesteps or self._reads_timesteps is False or _capturing():
+            return None
+        values: list[Hashable] = []
+        for t in timesteps:
+            if isinstance(t, Tensor):
+                if t.device.type != "cpu" and not self._reads_timesteps:  # waits for a GPU
+                    return None
+                values.append((t.dtype, tuple(t.shape), tuple(t.flatten().tolist())))
+            else:
+                values.append(t if isinstance(t, Hashable) else id(t))
+        return tuple(values)
 
     def constant(self, key: Hashable, source: Tensor, layers: tuple[nn.Module, ...], compute: Callable[[], Any]) -> Any:
         """``compute()``, once per prompt: of ``source``, which it alone decides, by the weights of ``layers``."""
-        if self._prompt is None or torch.compiler.is_compiling() or not all(map(_is_fixed, layers)):
+        return self._once(None if self._prompt is None else self._prompt.kept, key, source, layers, compute)
+
+    def modulation(
+        self, key: Hashable, source: Tensor, layers: tuple[nn.Module, ...], compute: Callable[[], Any]
+    ) -> Any:
+        """:meth:`constant` of what a prompt and a timestep decide together."""
+        return self._once(self._moment, key, source, layers, compute)
+
+    @staticmethod
+    def _once(
+        kept: dict[Hashable, Any] | None,
+        key: Hashable,
+        source: Tensor,
+        layers: tuple[nn.Module, ...],
+        compute: Callable[[], Any],
+    ) -> Any:
+        if kept is None or torch.compiler.is_compiling() or not all(map(_is_fixed, layers)):
             return compute()
-        kept = self._prompt.kept
         weights = tuple(_identity(p) for layer in layers for p in layer.parameters())
         key = (key, tuple(source.shape), source.dtype)
         if key not in kept or kept[key][0] != weights:
@@ -165,6 +201,17 @@ class _Prompt:
     def __init__(self, inputs: tuple[object, ...]) -> None:
         self.inputs = inputs
         self.kept: dict[Hashable, Any] = {}
+        self.moments: OrderedDict[Hashable, dict[Hashable, Any]] = OrderedDict()
+
+    def at(self, timesteps: Hashable) -> dict[Hashable, Any] | None:
+        """What was computed from them at these timesteps."""
+        if timesteps is None:
+            return None
+        kept = self.moments.setdefault(timesteps, {})
+        self.moments.move_to_end(timesteps)
+        while len(self.moments) > MOMENTS:
+            self.moments.popitem(last=False)
+        return kept
 
 
 def _identity(value: object) -> Hashable:

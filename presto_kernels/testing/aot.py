@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -72,6 +73,9 @@ class _Job:
     name: str
     key: str
     work: Callable[[], list[AotRecord]]
+
+
+_PARSING = threading.Lock()  # Python 3.11 counts the depth of a syntax tree once for all threads (cpython #106905)
 
 
 def compile_triton(
@@ -261,7 +265,12 @@ def _triton_job(launch: Any, types: dict[str, str], constants: dict[str, Any], r
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource
 
-        source = ASTSource(fn=launch.kernel, signature=types, constexprs=constants)
+        class Source(ASTSource):
+            def make_ir(self, *args: Any, **given: Any) -> Any:
+                with _PARSING:
+                    return super().make_ir(*args, **given)
+
+        source = Source(fn=launch.kernel, signature=types, constexprs=constants)
         compiled = triton.compile(source, target=GPUTarget("cuda", record["arch"], 32), options=launch.options)
         with tempfile.TemporaryDirectory() as folder:
             cubin = Path(folder) / "kernel.cubin"

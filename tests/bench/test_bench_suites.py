@@ -16,7 +16,8 @@ ONE = "edm_denoise-1x1379x64-fp32-forward"
 
 def pytest_of(*arguments, **environment):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *map(str, arguments)]
-    keep = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    keep = {**alone, "OMP_NUM_THREADS": "1", **environment}  # pytest-benchmark writes nothing in a worker of xdist
     return subprocess.run(command, cwd=ROOT, env=keep, capture_output=True, text=True, timeout=300, check=False)
 
 

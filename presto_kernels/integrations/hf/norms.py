@@ -82,6 +82,19 @@ class _Modulated(Fused):
         with self._presto.settings.running():
             return adaln_modulate(x, scale, shift, **arguments(self.norm))
 
+    def _modulation(self, emb: Any, dtype: torch.dtype | None = None) -> Tensor:
+        """linear(silu(emb)), cast in between where a dtype is given; at a known timestep once."""
+
+        def computed() -> Tensor:
+            active = self.silu(emb)
+            made: Tensor = self.linear(active if dtype is None else active.to(dtype))
+            return made
+
+        if hooked(self):
+            return computed()
+        made: Tensor = self._presto.modulation((id(self), dtype), emb, (self.silu, self.linear), computed)
+        return made
+
 
 class FusedAdaLayerNormZero(_Modulated):
     def forward(
@@ -99,7 +112,7 @@ class FusedAdaLayerNormZero(_Modulated):
             return self._pass_on(reason, x, timestep, class_labels, hidden_dtype, emb)
         if self.emb is not None:
             emb = self.emb(timestep, class_labels, hidden_dtype=hidden_dtype)
-        shift, scale, *others = self.linear(self.silu(emb)).chunk(6, dim=1)
+        shift, scale, *others = self._modulation(emb).chunk(6, dim=1)
         gate, shift_mlp, scale_mlp, gate_mlp = others
         return self._modulate(x, scale, shift), gate, shift_mlp, scale_mlp, gate_mlp
 
@@ -109,7 +122,7 @@ class FusedAdaLayerNormZeroX(_Modulated):
         reason = refusal(hidden_states, self.norm, conditioning=emb)
         if reason:
             return self._pass_on(reason, hidden_states, emb)
-        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp, shift2, scale2, gate2 = self.linear(self.silu(emb)).chunk(
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp, shift2, scale2, gate2 = self._modulation(emb).chunk(
             9, dim=1
         )
         h, h2 = self._modulate(hidden_states, scale, shift), self._modulate(hidden_states, scale2, shift2)
@@ -121,7 +134,7 @@ class FusedAdaLayerNormZeroSingle(_Modulated):
         reason = refusal(x, self.norm, conditioning=emb)
         if reason:
             return self._pass_on(reason, x, emb)
-        shift, scale, gate = self.linear(self.silu(emb)).chunk(3, dim=1)
+        shift, scale, gate = self._modulation(emb).chunk(3, dim=1)
         return self._modulate(x, scale, shift), gate
 
 
@@ -130,8 +143,7 @@ class FusedAdaLayerNormContinuous(_Modulated):
         reason = refusal(x, self.norm)  # the conditioning is cast to x's dtype
         if reason:
             return self._pass_on(reason, x, conditioning_embedding)
-        emb = self.linear(self.silu(conditioning_embedding).to(x.dtype))
-        scale, shift = emb.chunk(2, dim=1)
+        scale, shift = self._modulation(conditioning_embedding, x.dtype).chunk(2, dim=1)
         return self._modulate(x, scale, shift)
 
 

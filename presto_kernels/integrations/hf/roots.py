@@ -1,39 +1,60 @@
-"""The models with cross-attention: what of their arguments a prompt decides.
+"""The modules that are called once a step: what of their arguments a prompt decides, and what the timestep does.
 
-Everything but the noisy latents and the time.  Flux, SD3 and DiT have none: their text changes from block to block.
+Where there is cross-attention, a prompt decides everything but the noisy latents and the time.  Flux, SD3 and DiT have
+none: their text changes from block to block, and only their modulation is the prompt's and the timestep's.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from presto_kernels.integrations.hf.base import Fused
+from presto_kernels.integrations.modules import hooked
 from presto_kernels.integrations.stability.roots import flattened
 
-_TIMES = ("hidden_states", "timestep", "timestep_r")
+_TIMESTEPS = ("timestep", "timestep_r")
 
 
 class FusedRoot(Fused):
-    """A model that is left as it is.
-
-    _blocks: the name of its list of blocks.  _before_prompt: how many arguments come before the prompt's.
-    """
-
-    _blocks = "transformer_blocks"
-    _before_prompt = 2  # latents, time
+    """A model that is left as it is, with cross-attention."""
 
     def forward(self, *args: Any, **given: Any) -> Any:
         run = super().forward
-        hooks_before = any(block._forward_pre_hooks for block in getattr(self, self._blocks))
-        if torch.compiler.is_compiling() or hooks_before:  # a hook may change the text from step to step
+        if torch.compiler.is_compiling() or self._may_vary():
             return run(*args, **given)
-        of_prompt = (*args[self._before_prompt :], *(value for name, value in given.items() if name not in _TIMES))
-        with self._presto.call_with(flattened(of_prompt)):
+        named = dict(zip(_parameters(self._original.forward), args, strict=False)) | given
+        timesteps = tuple(named[name] for name in _TIMESTEPS if name in named and not self.training)
+        with self._presto.call_with(flattened(self._of_prompt(named)), timesteps):
             return run(*args, **given)
 
+    def _of_prompt(self, named: dict[str, Any]) -> list[Any]:
+        return [value for name, value in named.items() if name not in ("hidden_states", *_TIMESTEPS)]
 
-class FusedAceStep(FusedRoot):
-    _blocks = "layers"
-    _before_prompt = 3  # and the reference time
+    def _may_vary(self) -> bool:
+        """Whether a hook may change from step to step what the blocks are given."""
+        return any(block._forward_pre_hooks for name in _BLOCKS for block in getattr(self, name, ()))
+
+
+class FusedModulatedRoot(FusedRoot):
+    """Without cross-attention: the modulation is made of the timestep and what stands beside it."""
+
+    def _of_prompt(self, named: dict[str, Any]) -> list[Any]:
+        return [named.get(name) for name in ("pooled_projections", "guidance", "class_labels")]
+
+    def _may_vary(self) -> bool:
+        return super()._may_vary() or hooked(*getattr(self, "time_text_embed", nn.Module()).modules())
+
+
+_BLOCKS = ("transformer_blocks", "single_transformer_blocks", "layers")
+
+
+@functools.cache
+def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of a method's arguments, in their order."""
+    return tuple(inspect.signature(forward).parameters)[1:]

@@ -28,7 +28,7 @@ class FusedDiT(Accelerated):
     def forward(self, x: Tensor, t: Tensor, *more: Any, **given: Any) -> Any:
         if more or given.get("cfg_dropout_prob") or torch.compiler.is_compiling():  # dropout draws anew at every call
             return super().forward(x, t, *more, **given)
-        with self._presto.call_with(flattened(given.values())):
+        with self._presto.call_with(flattened(given.values()), () if self.training else (t,)):
             return super().forward(x, t, **given)
 
 
@@ -38,6 +38,15 @@ class FusedConstant(Accelerated):
     def forward(self, x: Tensor) -> Tensor:
         return self._presto.constant(
             (id(self), "projection"), x, (self,), lambda: super(FusedConstant, self).forward(x)
+        )
+
+
+class FusedModulation(Accelerated):
+    """An embedding of the timestep, or of it and the prompt."""
+
+    def forward(self, x: Tensor) -> Any:
+        return self._presto.modulation(
+            (id(self), "modulation"), x, (self,), lambda: super(FusedModulation, self).forward(x)
         )
 
 

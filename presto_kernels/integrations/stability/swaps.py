@@ -39,9 +39,15 @@ class Codebase:
                 roots.FusedDiT,
                 "what a prompt decides, once in prompt_cache",
                 None,
-                children={"to_cond_embed": roots.FusedConstant},
+                children={"to_cond_embed": roots.FusedConstant, "to_timestep_embed": roots.FusedModulation},
             ),
-            Swap(f"{at}.ContinuousTransformer", roots.FusedTransformer, "the same, called by itself", _TRANSFORMER),
+            Swap(
+                f"{at}.ContinuousTransformer",
+                roots.FusedTransformer,
+                "the same, called by itself",
+                _TRANSFORMER,
+                children={"global_cond_embedder": roots.FusedModulation},
+            ),
             Swap(
                 f"{at}.TransformerBlock", block.FusedBlock, "norms, modulations, gates, additions", _BLOCK, block.fits
             ),

@@ -1,4 +1,5 @@
-"""`--compatibility docs/accelerate.md`: what these tests found right, of which model, as a table behind its mark.
+"""`--compatibility docs/accelerate.md`: which classes are known, and what these tests found right of which model, as
+tables behind their marks.
 
 A test says with `@pytest.mark.covers(column, ...)` what it holds; of which model, its parameters say.
 """
@@ -8,8 +9,9 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from known_classes import classes
 
-MARK = "<!-- compatibility -->"
+MARK, CLASSES = "<!-- compatibility -->", "<!-- classes -->"
 COLUMNS = ("output", "gradients", "masks", "sampling", "prompt_cache", "adapters", "copies, hooks")
 STABILITY = {"tools": "stable-audio-tools: DiT", "sa3": "Stable Audio 3: DiT"}
 PROJECTS = {"tools": "stable-audio-tools", "diffusers": "diffusers"}
@@ -34,7 +36,8 @@ def pytest_runtest_makereport(item, call):
 def pytest_sessionfinish(session):
     page = session.config.getoption("--compatibility")
     if page is not None and _found:
-        write(Path(page), table())
+        write(Path(page), CLASSES, classes())
+        write(Path(page), MARK, table())
 
 
 def models(item) -> list[str]:
@@ -68,13 +71,12 @@ def cell(outcomes: list[str]) -> str:
     return str(passed) if passed else "skipped"
 
 
-def write(page: Path, text: str) -> None:
-    """The table behind its mark, up to the next empty line but one; written beside and renamed."""
-    before, after = page.read_text().split(f"{MARK}\n")
-    rest = after.lstrip("\n").split("\n\n", 1)
-    kept = (
-        rest[1] if rest[0].startswith("|") and len(rest) > 1 else "" if rest[0].startswith("|") else after.lstrip("\n")
-    )
+def write(page: Path, mark: str, text: str) -> None:
+    """The table behind its mark, up to the next empty line; written beside and renamed."""
+    before, after = page.read_text().split(f"{mark}\n")
+    after = after.lstrip("\n")
+    if after.startswith("|"):  # the table that was there
+        after = after.partition("\n\n")[2]
     beside = page.with_name(f".{page.name}.new")
-    beside.write_text(f"{before}{MARK}\n\n{text}\n" + (f"\n{kept}" if kept else ""))
+    beside.write_text(f"{before}{mark}\n\n{text}\n" + (f"\n{after}" if after else ""))
     os.replace(beside, page)

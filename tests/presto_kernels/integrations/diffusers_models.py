@@ -20,6 +20,8 @@ from diffusers.models.embeddings import get_1d_rotary_pos_embed
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from presto_kernels.integrations.swapping import Accelerated
+
 Inputs = dict[str, Any]
 
 
@@ -59,6 +61,11 @@ def cast(inputs: Any, dtype: torch.dtype) -> Any:
 def output(model: nn.Module, inputs: Inputs) -> Tensor:
     made = model(**inputs)
     return made if isinstance(made, Tensor) else made.sample
+
+
+def passed_on(model: nn.Module) -> dict[tuple[str, str], int]:
+    """(class, why) -> calls of an accelerated model that ran as the original."""
+    return dict(next(m for m in model.modules() if isinstance(m, Accelerated))._presto.passed_on)
 
 
 class TrueDouble(TorchFunctionMode):
@@ -145,6 +152,13 @@ def _stable_audio_3_model(differential: bool) -> nn.Module:
     )  # fmt: skip
 
 
+def _sd3_model(**options: Any) -> nn.Module:
+    return SD3Transformer2DModel(
+        sample_size=8, in_channels=4, out_channels=4, num_layers=3, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=20, caption_projection_dim=32, pooled_projection_dim=12, pos_embed_max_size=8, **options,
+    )  # fmt: skip
+
+
 STABLE_AUDIO = Model(
     "StableAudioDiTModel",
     lambda: StableAudioDiTModel(
@@ -178,15 +192,8 @@ FLUX = Model(
     ),
     _flux,
 )  # fmt: skip
-SD3 = Model(
-    "SD3Transformer2DModel",
-    lambda: SD3Transformer2DModel(
-        sample_size=8, in_channels=4, out_channels=4, num_layers=3, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=20, caption_projection_dim=32, pooled_projection_dim=12, pos_embed_max_size=8,
-        dual_attention_layers=(0,), qk_norm="rms_norm",
-    ),
-    _sd3,
-)  # fmt: skip
+SD3 = Model("SD3Transformer2DModel", lambda: _sd3_model(dual_attention_layers=(0,), qk_norm="rms_norm"), _sd3)
+SD3_0 = Model("SD3Transformer2DModel, 3.0", lambda: _sd3_model(), _sd3)
 BASIC = Model(
     "BasicTransformerBlock",
     lambda: BasicTransformerBlock(32, 2, 16, cross_attention_dim=20),
@@ -200,5 +207,6 @@ MODELS = [
     DIT,
     FLUX,
     SD3,
+    SD3_0,
     BASIC,
 ]

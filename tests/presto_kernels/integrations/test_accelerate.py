@@ -3,10 +3,12 @@
 import copy
 import io
 import pickle
+from pathlib import Path
 
 import peers
 import pytest
 import torch
+from known_classes import classes
 from small_stability import cast, dit_inputs, tools_dit
 from torch import nn
 from torch.nn.utils import parametrize
@@ -297,3 +299,7 @@ def test_capture_on_a_cpu_calls_the_model(model, given):
         capture(model, graphs=0)
     with pytest.raises(ValueError, match="training mode"):
         capture(model.train())
+
+
+def test_the_page_lists_the_classes():
+    assert classes() in (Path(__file__).parents[3] / "docs" / "accelerate.md").read_text()

@@ -10,12 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.overrides import TorchFunctionMode
 
 pytest.importorskip("diffusers", "0.42")
 
-from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
-from diffusers.models.attention_processor import AttnProcessor
 from diffusers_models import (
     ACE_STEP,
     BASIC,
@@ -29,26 +26,16 @@ from diffusers_models import (
     TrueDouble,
     cast,
     output,
+    passed_on,
 )
 
 from presto_kernels.integrations.prompt import prompt_cache
-from presto_kernels.integrations.swapping import Accelerated, accelerate, find, restore
+from presto_kernels.integrations.swapping import accelerate, find, restore
 from presto_kernels.testing.tolerance import check, within
 
 NOT_DIFFERENTIATED = ("timestep", "timestep_r")
 every_model = pytest.mark.parametrize("model", MODELS, ids=str)
 by_prompt = pytest.mark.parametrize("model", [STABLE_AUDIO, STABLE_AUDIO_3, ACE_STEP], ids=str)
-
-
-@pytest.fixture(autouse=True)
-def usual_backend():
-    """``set_attention_backend`` changes the process's too."""
-    yield
-    _AttentionBackendRegistry.set_active_backend(AttentionBackendName.NATIVE)
-
-
-def passed_on(model: nn.Module) -> dict[tuple[str, str], int]:
-    return dict(next(m for m in model.modules() if isinstance(m, Accelerated))._presto.passed_on)
 
 
 def results(model: nn.Module, inputs, upstream: Tensor) -> dict[str, Tensor | None]:
@@ -185,97 +172,6 @@ def test_autocast(model):
     assert (got.float() - exact).norm() <= 2 * (expected.float() - exact).norm()
 
 
-# What a prompt decides -----------------------------------------------------------------------------------------------
-
-
-class LinearCalls(TorchFunctionMode):
-    """Counts the products with one weight, which a hook would have to be on for."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight, self.count = weight, 0
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function is nn.functional.linear and args[1] is self.weight:
-            self.count += 1
-        return function(*args, **(kwargs or {}))
-
-
-def text_weights(model: nn.Module) -> list[Tensor]:
-    """Of the prompt's projection, of keys, of values: in each model those of the first block."""
-    names = {
-        "StableAudioDiTModel": ("cross_attention_proj.0", "transformer_blocks.0.attn2.to_k", "global_proj.2"),
-        "StableAudio3DiTModel": (
-            "to_cond_embed.0",
-            "transformer_blocks.0.cross_attn.to_kv",
-            "transformer_blocks.0.to_local_embed.0",
-        ),
-        "AceStepTransformer1DModel": ("condition_embedder", "layers.1.cross_attn.to_k", "layers.0.cross_attn.to_v"),
-    }
-    return [model.get_submodule(name).weight for name in names[type(model).__name__]]
-
-
-@pytest.mark.covers("prompt_cache")
-@by_prompt
-def test_prompt_cache_skips_work_and_changes_nothing(model):
-    fused, inputs = accelerate(model.seeded()), model.seeded_inputs()
-    steps = [{**inputs, "hidden_states": torch.randn_like(inputs["hidden_states"])} for _ in range(3)]
-    with torch.no_grad():
-        expected = [output(fused, step) for step in steps]
-        for weight in text_weights(fused):
-            with prompt_cache(fused), LinearCalls(weight) as calls:
-                got = [output(fused, step) for step in steps]
-            assert calls.count == 1
-            assert all(map(torch.equal, got, expected))
-            with LinearCalls(weight) as calls:
-                output(fused, steps[0])
-            assert calls.count == 1  # outside nothing is kept
-
-
-@pytest.mark.covers("prompt_cache")
-@by_prompt
-def test_prompt_cache_notices_what_changes(model):
-    fused, inputs = accelerate(model.seeded()), model.seeded_inputs()
-    other = {**inputs, "encoder_hidden_states": torch.randn_like(inputs["encoder_hidden_states"])}
-    with torch.no_grad(), prompt_cache(fused):
-        first = output(fused, inputs)
-        assert not torch.equal(output(fused, other), first)
-        assert torch.equal(output(fused, inputs), first)
-        inputs["encoder_hidden_states"].mul_(2)  # edited in place
-        edited = output(fused, inputs)
-        assert not torch.equal(edited, first)
-        text_weights(fused)[1].mul_(2)
-        assert not torch.equal(output(fused, inputs), edited)
-
-
-@by_prompt
-def test_prompt_cache_keeps_nothing_that_a_hook_may_change(model):
-    fused, inputs = accelerate(model.seeded()), model.seeded_inputs()
-    steps = []
-
-    def grow(module, args, kwargs):
-        steps.append(module)
-        name = "context" if "context" in kwargs else "encoder_hidden_states"
-        return args, {**kwargs, name: kwargs[name] * len(steps)}
-
-    blocks = fused.layers if model is ACE_STEP else fused.transformer_blocks
-    blocks[1].register_forward_pre_hook(grow, with_kwargs=True)
-    with torch.no_grad(), prompt_cache(fused):
-        first, second = output(fused, inputs), output(fused, inputs)
-    assert len(steps) == 2
-    assert not torch.equal(first, second)
-
-
-def test_prompt_cache_with_gradients_keeps_nothing():
-    fused, inputs = accelerate(STABLE_AUDIO.seeded()), STABLE_AUDIO.seeded_inputs()
-    weight = text_weights(fused)[1]
-    with prompt_cache(fused):
-        for _ in range(2):
-            output(fused, inputs).sum().backward()
-            assert weight.grad.any()
-            weight.grad = None
-
-
 # Otherwise the model that it was -------------------------------------------------------------------------------------
 
 
@@ -367,121 +263,6 @@ def test_low_rank_adapters_are_trained_and_switched(model):
         for adapter in adapters:
             adapter.on = False
         assert torch.equal(output(fused, inputs), without)  # nothing of adapted layers is kept
-
-
-# What ours does not take runs as before ------------------------------------------------------------------------------
-
-
-class Halved:
-    """A processor of somebody's own."""
-
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, **given):
-        return hidden_states / 2
-
-
-@dataclasses.dataclass(frozen=True)
-class Change:
-    """Something a user does to a model, after which calls of a class run as the original."""
-
-    model: Model
-    of: str
-    do: object
-    why: str
-
-    def __str__(self) -> str:
-        return f"{self.model}, {self.why}"
-
-
-def _each(kind: str, name: str, value: object):
-    def do(model: nn.Module) -> None:
-        for module in model.modules():
-            if type(module).__name__ == kind:
-                setattr(module, name, value)
-
-    return do
-
-
-CHANGES = [
-    Change(STABLE_AUDIO, "Attention", lambda m: m.set_attn_processor(Halved()), "processor is a Halved"),
-    Change(DIT, "Attention", _each("Attention", "processor", AttnProcessor()), "processor is a AttnProcessor"),
-    Change(FLUX, "FluxAttention", lambda m: m.set_attention_backend("_native_math"), "backend _native_math"),
-    Change(ACE_STEP, "AceStepAttention", lambda m: m.set_attention_backend("_native_math"), "backend _native_math"),
-    Change(
-        STABLE_AUDIO_3,
-        "StableAudio3SelfAttention",
-        _each("StableAudio3SelfAttention", "processor", type("Own", (), {"__call__": lambda s, a, h, rope: h / 2})()),
-        "processor is a Own",
-    ),
-    Change(SD3, "JointTransformerBlock", lambda m: m.enable_forward_chunking(1, 0), "a feedforward in chunks"),
-    Change(BASIC, "BasicTransformerBlock", lambda m: m.set_chunk_feed_forward(1, 0), "a feedforward in chunks"),
-    Change(STABLE_AUDIO, "StableAudioDiTBlock", lambda m: m.transformer_blocks[0].norm2.float().register_forward_hook(
-        lambda module, args, made: made * 2), "a hook on a norm"),
-    Change(FLUX, "FluxAttention", lambda m: m.transformer_blocks[0].attn.norm_q.register_forward_hook(
-        lambda module, args, made: made * 2), "a hook on a norm"),
-    Change(DIT, "AdaLayerNormZero", lambda m: m.transformer_blocks[0].norm1.norm.register_forward_hook(
-        lambda module, args, made: made * 2), "a hook on a norm"),
-    Change(STABLE_AUDIO, "StableAudioDiTBlock", lambda m: setattr(m.transformer_blocks[0], "norm3", nn.Tanh()),
-        "a norm is a Tanh"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("change", CHANGES, ids=str)
-def test_changed_models_run_as_before(change):
-    plain, inputs = change.model.seeded(), change.model.seeded_inputs()
-    fused = accelerate(copy.deepcopy(plain))
-    with torch.no_grad():
-        before = output(fused, inputs)
-        change.do(plain)
-        change.do(fused)
-        expected, got = output(plain, inputs), output(fused, inputs)
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
-    assert any(kind == change.of and change.why in why for kind, why in passed_on(fused))
-    if "Halved" in change.why or "hook" in change.why:
-        assert not torch.allclose(got, before, rtol=1e-2)
-
-
-def test_dropout_of_attention_weights_runs_as_before():
-    model = dataclasses.replace(ACE_STEP, build=lambda: _with_dropout(ACE_STEP.build()))
-    plain, inputs = model.seeded().train(), model.seeded_inputs()
-    fused = accelerate(copy.deepcopy(plain))
-    for each in (plain, fused):
-        torch.manual_seed(3)
-        each.made = output(each, inputs)
-    torch.testing.assert_close(fused.made, plain.made, rtol=1e-4, atol=1e-5)
-    assert passed_on(fused) == {("AceStepAttention", "dropout of attention weights"): 4}
-
-
-def _with_dropout(model: nn.Module) -> nn.Module:
-    _each("AceStepAttention", "dropout", 0.5)(model)
-    return model
-
-
-def test_fused_projections_of_flux_are_used():
-    plain, inputs = FLUX.seeded(), FLUX.seeded_inputs()
-    plain.fuse_qkv_projections()
-    fused = accelerate(copy.deepcopy(plain))
-    with torch.no_grad():
-        expected = output(plain, inputs)
-        torch.testing.assert_close(output(fused, inputs), expected, rtol=1e-4, atol=1e-5)
-        attention = fused.transformer_blocks[0].attn
-        for layer in (attention.to_qkv, attention.to_added_qkv):
-            layer.weight.mul_(2)
-        assert not torch.allclose(output(fused, inputs), expected, rtol=1e-2)
-    assert not passed_on(fused)
-
-
-def test_attention_that_does_not_fit_is_left():
-    from diffusers.models.attention_processor import Attention, AttnProcessor2_0
-
-    for kwargs, why in (
-        ({"norm_num_groups": 2}, "group_norm"),
-        ({"residual_connection": True}, "residual"),
-        ({"rescale_output_factor": 2.0}, "residual"),
-        ({"processor": AttnProcessor()}, "AttnProcessor"),
-        ({"kv_heads": 1, "heads": 2, "processor": AttnProcessor2_0()}, "fewer heads"),
-    ):
-        (found,) = find(Attention(32, **{"heads": 2, "dim_head": 16, **kwargs}))
-        assert why in found.why_not
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from products import Products
 from small_stability import cast, dit_inputs, perturbed, sa3_dit, same_decoder, three, tools_dit
 from torch.nn.utils import parametrize
 
@@ -128,6 +129,21 @@ def test_a_whole_sampling_run_with_guidance(make, dtype):
                 x = x + (later - now) * velocity
         outs.append(x)
     judged("sample", outs[0], outs[2], outs[1])
+
+
+@pytest.mark.covers("prompt_cache")
+@torch.no_grad()
+@pytest.mark.parametrize("reads, times", [(None, 2), (False, 4)])
+def test_modulation_is_computed_once_a_timestep(dit, reads, times):
+    fast, given = accelerate(copy.deepcopy(dit)), inputs(dit)
+    steps = [given | {"x": given["x"] + step, "t": given["t"] * 0.5 ** (step % 2)} for step in range(4)]
+    expected = [fast(**step) for step in steps]
+    with prompt_cache(fast, read_timesteps=reads), Products(fast) as products:
+        outs = [fast(**step) for step in steps]
+    assert all(map(torch.equal, outs, expected))
+    adaln = dit.transformer.global_cond_embedder is not None
+    layers = ["to_timestep_embed.0", "to_timestep_embed.2", *(["transformer.global_cond_embedder.2"] if adaln else [])]
+    assert {name: products.counts[name] for name in layers} == dict.fromkeys(layers, times)
 
 
 # Stable Audio 3 only -------------------------------------------------------------------------------------------------
