@@ -62,6 +62,56 @@ def _backward(shape: Shape, itemsize: int) -> Count:
     )
 
 
+# DynamicTanh in the place of the norm, and half of each head turned, as in the decoders of Stable Audio 3.
+
+
+def _make_dyt(shape: Shape, normal: Normal) -> Outputs:
+    q, k, q_weight, k_weight = _make(shape, normal)
+    return q, k, q_weight, k_weight, 1 + 0.1 * normal(1), 1 + 0.1 * normal(1)
+
+
+def _half_constants(shape: Shape, device: torch.device) -> dict[str, Any]:
+    cos, sin = rotary_tables(shape[1], shape[3] // 2, device=device)
+    return {"cos": cos, "sin": sin, "norm": "dyt"}
+
+
+def _eager_dyt(q: Tensor, k: Tensor, *norms: Tensor, cos: Tensor, sin: Tensor, norm: str) -> Outputs:
+    q_weight, k_weight, q_alpha, k_alpha = norms
+    made = []
+    for t, weight, alpha in ((q, q_weight, q_alpha), (k, k_weight, k_alpha)):
+        turned, rest = (weight * torch.tanh(alpha * t)).chunk(2, dim=-1)
+        turned = apply_rotary(turned.transpose(1, 2), cos, sin).transpose(1, 2)
+        made.append(torch.cat((turned, rest), dim=-1))
+    return tuple(made)
+
+
+def _presto_dyt(q: Tensor, k: Tensor, *norms: Tensor, **options: Any) -> Outputs:
+    of_norms = dict(zip(("q_weight", "k_weight", "q_alpha", "k_alpha"), norms, strict=True))
+    return presto_kernels.qk_norm_rope(q, k, **of_norms, **options)
+
+
+def _dyt_forward(shape: Shape, itemsize: int) -> Count:
+    b, n, h, d = shape
+    return Count(
+        (4 * b * n * h * d + 2 * d + 2) * itemsize + 2 * n * d,
+        9 * b * n * h * d,
+        "read and write q and k: 4 B N H Dh s; read weights and alphas: (2 Dh + 2) s; read cos, sin: 2 N Dh",
+        "times alpha, tanh (as one), times weight 3, rotation 3 of half: 4.5 of two tensors: 9 B N H Dh",
+    )
+
+
+def _dyt_backward(shape: Shape, itemsize: int) -> Count:
+    b, n, h, d = shape
+    return Count(
+        (6 * b * n * h * d + 4 * d + 4) * itemsize + 2 * n * d,
+        25 * b * n * h * d,
+        "read dq', dk', q, k, write dq, dk: 6 B N H Dh s; read weights and alphas, write their gradients: "
+        "(4 Dh + 4) s; read cos, sin: 2 N Dh",
+        "rotation back 3 of half, t = tanh(alpha x) 2, dweight 2, g = dy weight (1 - t^2) 4, dx = g alpha 1, "
+        "dalpha = sum of g x 2: 12.5 of two tensors: 25 B N H Dh",
+    )
+
+
 OPS = (
     Op(
         "qk_norm_rope",
@@ -75,5 +125,20 @@ OPS = (
         _backward,
         _make,
         _constants,
+    ),
+    Op(
+        "qk_norm_rope_dyt",
+        "BxNxHxDh",
+        ("1x5508x12x64",),
+        ("q", "k", "q_weight", "k_weight", "q_alpha", "k_alpha"),
+        ("q", "k"),
+        _eager_dyt,
+        _presto_dyt,
+        _dyt_forward,
+        _dyt_backward,
+        _make_dyt,
+        _half_constants,
+        public="qk_norm_rope",
+        default=False,
     ),
 )

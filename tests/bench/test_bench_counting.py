@@ -21,7 +21,10 @@ READ_AGAIN = {
     "adaln_modulate": ("x", "scale"),
     "gated_residual": ("branch", "gate"),
     "gated_residual_adaln": ("x", "branch", "gate", "scale"),
+    "adaln_modulate_dyt": ("x", "alpha", "weight"),
+    "gated_residual_adaln_residual2": ("x", "scale"),
     "qk_norm_rope": ("q", "k", "q_weight", "k_weight"),
+    "qk_norm_rope_dyt": ("q", "k", "q_weight", "k_weight", "q_alpha", "k_alpha"),
     "attention": ("q", "k", "v"),
     "attention_cross": ("q", "k", "v"),
     "swiglu": ("x",),
@@ -29,6 +32,11 @@ READ_AGAIN = {
     "singlu": ("x",),
     "snake": ("x", "alpha", "beta"),
     "edm_denoise": (),
+}
+ONE_AND_THE_SAME = {  # gradients that are another one, or the incoming one: nothing is written
+    ("gated_residual", "x"),
+    ("gated_residual_adaln_residual2", "branch"),
+    ("gated_residual_adaln_residual2", "residual2"),
 }
 CPU = torch.device("cpu")
 
@@ -162,8 +170,7 @@ def test_backward_bytes_are_those_of_what_it_reads_and_writes(op):
     if op.startswith("attention"):  # the output itself, and the logarithm of each row's sum
         b, n, h, _ = outputs[0].shape
         reads += [*outputs, torch.empty(b, h, n)]
-    # the gradient of gated_residual in x is the incoming one: nothing is written
-    writes = [t for name, t in inputs.items() if (op, name) != ("gated_residual", "x")]
+    writes = [t for name, t in inputs.items() if (op, name) not in ONE_AND_THE_SAME]
     assert case.count.bytes == sum(t.nbytes for t in (*reads, *writes))
 
 

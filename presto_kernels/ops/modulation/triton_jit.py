@@ -234,7 +234,7 @@ def seam_backward_rows(
     shift_sum = tl.zeros([GROUP, BLOCK_D], tl.float32)
     weight_sum = tl.zeros([GROUP, BLOCK_D], tl.float32)
     bias_sum = tl.zeros([GROUP, BLOCK_D], tl.float32)
-    alpha_sum = tl.zeros([GROUP, BLOCK_D], tl.float32)
+    alpha_sum = tl.zeros([GROUP, BLOCK_D // 4], tl.float32)
     residual2_sum = tl.zeros([GROUP, BLOCK_D], tl.float32)
     done = 0
     while done < chunk:  # not range(): see the top of the file
@@ -273,7 +273,8 @@ def seam_backward_rows(
                 dh *= w
             if NORM == 3:
                 inner = dh * tanh_slope(value * a)
-                alpha_sum = _collect(alpha_sum, inner * value, dalpha, row, cols, mask, D, False, VECTOR)
+                if dalpha is not None:  # four columns, which a thread has, as one: the registers of the rest are spared
+                    alpha_sum += tl.sum(tl.reshape(inner * value, (GROUP, BLOCK_D // 4, 4)), axis=2)
                 d += a * inner
             else:
                 inner = dh - y * (tl.sum(dh * y, axis=1, keep_dims=True) / D)

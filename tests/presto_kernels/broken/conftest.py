@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 
 import presto_kernels
 from presto_kernels import _library
@@ -24,13 +25,26 @@ _spec.loader.exec_module(_mistakes)
 
 
 @pytest.fixture(scope="session")
-def broken_operators(tmp_path_factory):
+def broken_operators(tmp_path_factory, worker_id):
     """``torch.ops.presto_broken``: every operator of the library, on the broken CPU kernels.  Built once a session."""
     if not _library.has_cpu_kernels:
         pytest.skip(f"no CPU kernels: {_library.error}")
     if not (shutil.which("g++") or shutil.which("c++")):
         pytest.skip("no C++ compiler")
-    tree = tmp_path_factory.mktemp("broken")
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent  # of all of xdist's workers
+    with FileLock(shared / "broken.lock"):
+        library = shared / "broken" / "presto_kernels" / "_C.abi3.so"
+        if not library.exists():
+            build(shared / "broken")
+    for name, schema in SCHEMAS.items():
+        torch.library.define(f"presto_broken::{name}", schema)
+    torch.ops.load_library(str(library))
+    return torch.ops.presto_broken
+
+
+def build(tree: Path) -> None:
+    shutil.rmtree(tree, ignore_errors=True)  # of a worker that failed
     shutil.copytree(ROOT / "csrc", tree / "csrc")
     shutil.copytree(ROOT / "presto_kernels", tree / "presto_kernels", ignore=shutil.ignore_patterns("*.so"))
     for name in ("setup.py", "pyproject.toml", "README.md"):
@@ -44,10 +58,6 @@ def broken_operators(tmp_path_factory):
     for source in (tree / "csrc").glob("*.cpp"):
         source.write_text(source.read_text().replace("(presto_kernels,", "(presto_broken,"))
     command = [sys.executable, "setup.py", "build_ext", "--inplace"]
-    environment = {**os.environ, "PRESTO_CUDA": "0", "PRESTO_BUILD": "1", "PRESTO_OPTIMIZE": "-O1"}
+    environment = {**os.environ, "PRESTO_CUDA": "0", "PRESTO_BUILD": "1", "PRESTO_OPTIMIZE": "-O0"}
     done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for name, schema in SCHEMAS.items():
-        torch.library.define(f"presto_broken::{name}", schema)
-    torch.ops.load_library(str(tree / "presto_kernels/_C.abi3.so"))
-    return torch.ops.presto_broken

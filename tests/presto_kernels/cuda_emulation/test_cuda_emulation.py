@@ -6,17 +6,13 @@ It shows indices, masks, barriers, formulas and the order of sums; not speed, an
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import pytest
 import torch
+from emulated import build, needs_compiler
 from torch import Tensor
 
-HERE = Path(__file__).parent
-CSRC = HERE.parents[2] / "csrc"
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 CODES = {F32: 0, F16: 1, BF16: 2}
 NORMS = {None: 0, "layer": 1, "rms": 2, "dyt": 3}
@@ -25,26 +21,12 @@ MODULATIONS = ("gate", "scale", "shift", "weight", "bias")
 OWNERS = ("x", "branch", *MODULATIONS, "alpha", "residual2")  # of gradients
 MULTIPROCESSORS = 3
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++: the CUDA emulation cannot be built")
+pytestmark = needs_compiler
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    target = tmp_path_factory.mktemp("emulation") / "seam.so"
-    flags = [
-        "-std=c++17",
-        "-O1",
-        "-ffp-contract=off",
-        "-fno-strict-aliasing",
-        "-fPIC",
-        "-shared",
-        "-w",
-        "-U_FORTIFY_SOURCE",
-    ]
-    includes = [f"-I{HERE / 'include'}", f"-I{CSRC}"]
-    subprocess.run(["g++", *flags, *includes, str(HERE / "seam.cpp"), "-o", str(target)], check=True)
-    loaded = ctypes.CDLL(str(target))
-    loaded.take_launches.restype = ctypes.c_char_p
+    loaded = build("seam", tmp_path_factory.mktemp("emulation"))
     loaded.backward_workspace.restype = loaded.visited_once.restype = ctypes.c_int64
     loaded.visited_once.argtypes = [ctypes.c_int64] * 2
     return loaded

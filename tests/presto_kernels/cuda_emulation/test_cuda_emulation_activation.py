@@ -4,19 +4,18 @@ with float64, forward and backward, on every path."""
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
 
 import pytest
 import torch
-from test_cuda_emulation import BF16, CODES, CSRC, F16, F32, HERE, Output, close, strided
+from emulated import build, needs_compiler
+from test_cuda_emulation import BF16, CODES, F16, F32, Output, close, strided
 from torch import Tensor
 
 import presto_kernels
 from presto_kernels import _library
 from presto_kernels.ops.activation import reference
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++: the CUDA emulation cannot be built")
+pytestmark = needs_compiler
 
 ACTS = {"silu": 0, "gelu": 1, "sinpi": 2}
 FORWARD, SHUFFLED = 0, 2
@@ -24,12 +23,7 @@ FORWARD, SHUFFLED = 0, 2
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    target = tmp_path_factory.mktemp("emulation") / "activation.so"
-    flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-shared", "-w"]
-    command = ["g++", *flags, "-U_FORTIFY_SOURCE", f"-I{HERE / 'include'}", f"-I{CSRC}"]
-    subprocess.run([*command, str(HERE / "activation.cpp"), "-o", str(target)], check=True)
-    loaded = ctypes.CDLL(str(target))
-    loaded.take_launches.restype = ctypes.c_char_p
+    loaded = build("activation", tmp_path_factory.mktemp("emulation"))
     loaded.snake_backward.restype = ctypes.c_int64
     return loaded
 

@@ -4,36 +4,27 @@ backward, on every path, against float64."""
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from emulated import build, needs_compiler
 from torch import Tensor
 
 from presto_kernels.ops.rotary import operators
 from presto_kernels.testing import check
 from presto_kernels.testing.rotary import Case, cases, gradients, judge
 
-HERE = Path(__file__).parent
-CSRC = HERE.parents[2] / "csrc"
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 CODES = {F32: 0, F16: 1, BF16: 2}
 SIDES = ("q", "k")
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++: the CUDA emulation cannot be built")
+pytestmark = needs_compiler
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    target = tmp_path_factory.mktemp("emulation") / "rotary.so"
-    flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-shared", "-w"]
-    includes = ["-U_FORTIFY_SOURCE", f"-I{HERE / 'include'}", f"-I{CSRC}"]
-    subprocess.run(["g++", *flags, *includes, str(HERE / "rotary.cpp"), "-o", str(target)], check=True)
-    loaded = ctypes.CDLL(str(target))
-    loaded.take_launches.restype = ctypes.c_char_p
+    loaded = build("rotary", tmp_path_factory.mktemp("emulation"))
     loaded.backward_workspace.restype = ctypes.c_int64
     return loaded
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import ctypes
 import math
-import shutil
-import subprocess
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
+from emulated import build, needs_compiler
 from torch import Tensor
 
 import presto_kernels
@@ -19,23 +17,15 @@ from presto_kernels import _library
 from presto_kernels.testing import check
 from presto_kernels.testing.sampler import Case, cases, judge
 
-HERE = Path(__file__).parent
-CSRC = HERE.parents[2] / "csrc"
 CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int64: 0}
 CANARY = 12345.0
 
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no g++: the CUDA emulation cannot be built")
+pytestmark = needs_compiler
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    target = tmp_path_factory.mktemp("emulation") / "sampler.so"
-    flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-fno-strict-aliasing", "-fPIC", "-shared", "-w"]
-    flags += ["-U_FORTIFY_SOURCE"]
-    includes = [f"-I{HERE / 'include'}", f"-I{CSRC}"]
-    subprocess.run(["g++", *flags, *includes, str(HERE / "sampler.cpp"), "-o", str(target)], check=True)
-    loaded = ctypes.CDLL(str(target))
-    loaded.take_launches.restype = ctypes.c_char_p
+    loaded = build("sampler", tmp_path_factory.mktemp("emulation"))
     loaded.edm_denoise_backward.restype = loaded.renoise_backward.restype = ctypes.c_int64
     return loaded
 

@@ -251,8 +251,8 @@ BROKEN = {
     ),
     "dyt: alpha's gradient is summed of y, not of x'": (
         "seam_backward_rows",
-        "_collect(alpha_sum, inner * value, dalpha,",
-        "_collect(alpha_sum, inner * y, dalpha,",
+        "tl.reshape(inner * value, (GROUP",
+        "tl.reshape(inner * y, (GROUP",
         Case("adaln_modulate", tokens=5, norm="dyt"),
     ),
     "residual2 dropped": (
