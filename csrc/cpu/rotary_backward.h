@@ -114,7 +114,7 @@ inline PRESTO_INLINE void backward_tile(const RotaryShape& s, const T* x, int64_
       load_tile(x + k * x_stride, raw, order);
 #pragma GCC unroll 8
       for (int i = 0; i < V; ++i) {
-        const Vec inner = dn[k][i] * fma(zero() - n[k][i], n[k][i], splat(1.f));
+        const Vec inner = dn[k][i] * tanh_slope(token.alpha() * raw[i]);
         alpha.token = fma(inner, raw[i], alpha.token);
         dn[k][i] = inner * token.alpha();
       }
@@ -227,8 +227,8 @@ void backward_any(const RotaryShape& s, const RotaryBackwardSide& side, int64_t 
             });
         if constexpr (kDyT) {
           sweep(s.dim, [&](int64_t i, int, auto w) PRESTO_INLINE {
-            const Vec y = load(n + i, w), inner = load(dn + i, w) * fma(zero() - y, y, splat(1.f));
-            alpha.token = fma(inner, load(x + i, w), alpha.token);
+            const Vec raw = load(x + i, w), inner = load(dn + i, w) * tanh_slope(token.alpha() * raw);
+            alpha.token = fma(inner, raw, alpha.token);
             store(dn + i, inner * token.alpha(), w);
           });
         }

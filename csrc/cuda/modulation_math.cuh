@@ -5,6 +5,7 @@
 #include <initializer_list>
 
 #include "modulation.h"
+#include "tanh_slope.cuh"
 #include "vector.cuh"
 
 namespace presto::cuda {
@@ -75,12 +76,6 @@ __device__ inline void load_gate_any(const SeamShape& shape, const Modulation& m
                                      int64_t column, float (&value)[E]) {
   load_modulation_any(m, sample, token, column, 1.f, value);
   if (m.data) apply_gate_fn(shape.gate_fn, value);
-}
-
-// 1 - tanh(x)^2 without its cancellation where tanh is near 1: q (2 - q), q = 1 - tanh|x|.
-__device__ inline float tanh_slope(float x) {
-  const float q = 2.f / (1.f + expf(2.f * fabsf(x)));
-  return q * (2.f - q);
 }
 
 // alpha of norm dyt.

@@ -17,6 +17,7 @@
 // rotary_backward_heads and rotary_backward_any divide the work as their forward twins do.
 #pragma once
 #include "rotary_forward.cuh"
+#include "tanh_slope.cuh"
 
 namespace presto::cuda {
 
@@ -110,7 +111,7 @@ __global__ void __launch_bounds__(kHeadThreads, 3)
           decode(packs[half], x);
 #pragma unroll
           for (int e = 0; e < E; ++e) {
-            const float inner = dn[half][e] * fmaf(-n[half][e], n[half][e], 1.f);
+            const float inner = dn[half][e] * tanh_slope(alpha * x[e]);
             dalpha[0] = fmaf(inner, x[e], dalpha[0]);
             dn[half][e] = inner * alpha;
           }
@@ -212,8 +213,8 @@ __global__ void __launch_bounds__(kHeadThreads)
     if constexpr (kDyT) {
       if (mine)
         each_column([&](int64_t c, float dy, float n) {
-          const float inner = dy * element(side.weight, c, 1.f) * fmaf(-n, n, 1.f);
-          dalpha[0] = fmaf(inner, head.raw(c), dalpha[0]);
+          const float x = head.raw(c), inner = dy * element(side.weight, c, 1.f) * tanh_slope(head.scale * x);
+          dalpha[0] = fmaf(inner, x, dalpha[0]);
           if (side.dx) put(side.dx, side.grad.dtype, row * a.dim + c, inner * head.scale);
         });
     } else if (mine && side.dx) {

@@ -22,7 +22,8 @@ def normalise(x: Tensor, norm: str | None, eps: float, alpha: Tensor | None = No
     if norm is None:
         return x
     if alpha is not None:
-        return torch.tanh(alpha.to(x.dtype) * x)
+        # By way of [Dh] its gradient is summed in two steps, the same on every number of threads.
+        return torch.tanh(alpha.to(x.dtype).expand(x.shape[-1]) * x)
     if norm == "l2":
         return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(eps)
     if norm == "layer":

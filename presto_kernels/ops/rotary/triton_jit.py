@@ -33,7 +33,7 @@ another length.  One launch serves q and k: the first programs are q's.
 import triton
 import triton.language as tl
 
-from presto_kernels.ops.triton_common import kernel, round_to, tanh
+from presto_kernels.ops.triton_common import kernel, round_to, tanh, tanh_slope
 
 
 @triton.jit
@@ -328,10 +328,10 @@ def _backward_side(
             if REST > 0:
                 d3 *= _load(weight + 2 * HALF, rest_cols, rest_mask, VECTOR)
         if NORM == 4:
-            d1 *= 1.0 - y1 * y1
-            d2 *= 1.0 - y2 * y2
+            d1 *= tanh_slope(a * x1)
+            d2 *= tanh_slope(a * x2)
             if REST > 0:
-                d3 *= 1.0 - y3 * y3
+                d3 *= tanh_slope(a * x3)
             if dalpha is not None:
                 alphas += tl.sum(d1 * x1 + d2 * x2, axis=1, keep_dims=True)
                 if REST > 0:

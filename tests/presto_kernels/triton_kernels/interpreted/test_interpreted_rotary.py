@@ -197,7 +197,7 @@ BROKEN = {
         "reach = tl.full(length.shape, 1.0, tl.float32)",
         replace(FULL, norm="l2", eps=8.0),
     ),
-    "dyt forgets that tanh has a slope": ("rotary_backward_rows", "d1 *= 1.0 - y1 * y1", "d1 *= 1.0", DYT),
+    "dyt forgets that tanh has a slope": ("rotary_backward_rows", "d1 *= tanh_slope(a * x1)", "d1 *= 1.0", DYT),
     "dyt without alpha": ("rotary_forward", "first = tanh(a * first)", "first = tanh(first)", DYT),
     "alpha's gradient of the first part alone": (
         "rotary_backward_rows",
