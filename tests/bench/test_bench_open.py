@@ -127,16 +127,50 @@ def test_a_model_that_became_wrong_is_refused(monkeypatch, capsys):
     assert "output" in capsys.readouterr().out
 
 
-def test_a_library_that_is_not_there_is_said_and_the_others_go_on(tmp_path, monkeypatch, capsys):
-    def missing():
-        raise NotThere("not installed (how to)")
+def missing():
+    raise NotThere("not installed (how to)")
+
+
+def test_a_library_that_is_not_there_is_said(monkeypatch, capsys):
+    monkeypatch.setattr(open_models, "CASES", (replace(SMALL, make=missing),))
+    assert open_models.run(OPTIONS) == 1
+    assert "how to" in capsys.readouterr().out
+
+
+def test_each_of_several_models_has_a_process_and_one_that_fails_does_not_end_the_others(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def process(command):
+        """What the command would do, here."""
+        assert command[1:4] == ["-m", "bench", "open"]
+        given = dict(zip(command[4:-1:2], command[5::2], strict=True))
+        asked.append(given["--models"])
+        if given["--models"] == "killed":
+            return -9
+        options = replace(OPTIONS, models=(given["--models"],), dtype=given["--dtype"], json=given["--json"])
+        return open_models.run(options)
 
     file = tmp_path / "open.json"
-    monkeypatch.setattr(open_models, "CASES", (replace(SMALL, name="gone", make=missing), SMALL))
-    assert open_models.run(replace(OPTIONS, models=("gone", "small"), json=str(file))) == 1
+    cases = (replace(SMALL, name="gone", make=missing), replace(SMALL, name="killed"), SMALL)
+    monkeypatch.setattr(open_models, "CASES", cases)
+    monkeypatch.setattr(open_models, "status_of", process)
+    assert open_models.run(replace(OPTIONS, models=("gone", "killed", "small"), json=str(file))) == 1
     read = json.loads(file.read_text())
-    assert [row["subject"] for row in read["refused"]] == ["gone"] and read["summary"].keys() == {"small"}
+    assert asked == ["gone", "killed", "small"]
+    assert [(row["subject"]) for row in read["refused"]] == ["gone", "killed"] and read["summary"].keys() == {"small"}
     assert "how to" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_processes_say_what_is_missing(tmp_path, monkeypatch):
+    file = tmp_path / "open.json"
+    monkeypatch.setattr(open_models, "CASES", CASES)
+    monkeypatch.delenv("PRESTO_STABLE_AUDIO_3", raising=False)
+    assert main([*"open --models sa3-small same-s --device cpu --json".split(), str(file)]) == 1
+    read = json.loads(file.read_text())
+    assert validate.validate(file)[1] == []
+    assert [row["subject"] for row in read["refused"]] == ["sa3-small", "same-s"]
+    assert all("PRESTO_STABLE_AUDIO_3" in row["reason"] for row in read["refused"])
 
 
 def test_slower_than_untouched_is_a_failure(monkeypatch, capsys):
