@@ -166,7 +166,8 @@ def test_the_processes_say_what_is_missing(tmp_path, monkeypatch):
     file = tmp_path / "open.json"
     monkeypatch.setattr(open_models, "CASES", CASES)
     monkeypatch.delenv("PRESTO_STABLE_AUDIO_3", raising=False)
-    assert main([*"open --models sa3-small same-s --device cpu --json".split(), str(file)]) == 1
+    command = "open --models sa3-small same-s --device cpu"
+    assert main([*command.split(), "--json", str(file)]) == 1
     read = json.loads(file.read_text())
     assert validate.validate(file)[1] == []
     assert [row["subject"] for row in read["refused"]] == ["sa3-small", "same-s"]
