@@ -27,11 +27,19 @@ _FIXED = {
     "torch.nn.modules.container.Sequential",
     "torch.nn.modules.normalization.LayerNorm",
     "torch.nn.modules.normalization.RMSNorm",
-    "diffusers.models.embeddings.Timesteps",
+    "torch.nn.modules.sparse.Embedding",
+    *(
+        f"diffusers.models.embeddings.{name}"
+        for name in (
+            "CombinedTimestepGuidanceTextProjEmbeddings", "CombinedTimestepLabelEmbeddings",
+            "CombinedTimestepTextProjEmbeddings", "LabelEmbedding", "PixArtAlphaTextProjection", "TimestepEmbedding",
+            "Timesteps",
+        )
+    ),
     "diffusers.models.transformers.ace_step_transformer.AceStepTimestepEmbedding",
     "diffusers.models.normalization.RMSNorm",
     "diffusers.models.transformers.transformer_stable_audio3.StableAudio3RMSNorm",
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -101,19 +109,26 @@ class Session:
             self._prompts = None
 
     @contextlib.contextmanager
-    def call_with(self, inputs: tuple[object, ...], timesteps: tuple[object, ...] = ()) -> Iterator[None]:
-        """A call of the outermost accelerated module; ``inputs``: its arguments that a prompt decides.
+    def call_with(
+        self,
+        inputs: tuple[object, ...],
+        timesteps: tuple[object, ...] = (),
+        embeddings: tuple[nn.Module, ...] = (),
+    ) -> Iterator[None]:
+        """A call of the outermost accelerated module; ``inputs``: its arguments that a prompt decides; ``embeddings``:
+        the modules that these go through before the blocks.
 
-        The call may use what an earlier call kept whose inputs were the same objects, unchanged; and, of what
-        ``timesteps`` decide too, what one kept whose timesteps were equal.  A CUDA graph uses only what was kept while
-        it was recorded: it would go on reading the memory of the rest when that is gone.
+        The call may use what an earlier call kept whose inputs were the same objects, unchanged, with the same weights;
+        and, of what ``timesteps`` decide too, what one kept whose timesteps were equal.  A CUDA graph uses only what
+        was kept while it was recorded: it would go on reading the memory of the rest when that is gone.
         """
         if self._prompts is None or self._prompt is not None or torch.is_grad_enabled():
             yield
             return
-        if self._opened_capturing != _capturing():
+        if self._opened_capturing != _capturing() or not all(map(_is_fixed, embeddings)):
             yield
             return
+        inputs += tuple(p for module in embeddings for p in module.parameters())
         key = tuple(_identity(value) for value in inputs)
         prompt = self._prompts.setdefault(key, _Prompt(inputs))
         self._prompts.move_to_end(key)

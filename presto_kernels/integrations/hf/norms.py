@@ -92,7 +92,8 @@ class _Modulated(Fused):
 
         if hooked(self):
             return computed()
-        made: Tensor = self._presto.modulation((id(self), dtype), emb, (self.silu, self.linear), computed)
+        layers = (self.silu, self.linear, *filter(None, (getattr(self, "emb", None),)))
+        made: Tensor = self._presto.modulation((id(self), dtype), emb, layers, computed)
         return made
 
 

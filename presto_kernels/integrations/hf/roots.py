@@ -12,10 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 
 from presto_kernels.integrations.hf.base import Fused
-from presto_kernels.integrations.modules import hooked
 from presto_kernels.integrations.stability.roots import flattened
 
 _TIMESTEPS = ("timestep", "timestep_r")
@@ -30,7 +28,8 @@ class FusedRoot(Fused):
             return run(*args, **given)
         named = dict(zip(_parameters(self._original.forward), args, strict=False)) | given
         timesteps = tuple(named[name] for name in _TIMESTEPS if name in named and not self.training)
-        with self._presto.call_with(flattened(self._of_prompt(named)), timesteps):
+        embeddings = tuple(module for name in _EMBEDDINGS if (module := getattr(self, name, None)) is not None)
+        with self._presto.call_with(flattened(self._of_prompt(named)), timesteps, embeddings):
             return run(*args, **given)
 
     def _of_prompt(self, named: dict[str, Any]) -> list[Any]:
@@ -47,11 +46,14 @@ class FusedModulatedRoot(FusedRoot):
     def _of_prompt(self, named: dict[str, Any]) -> list[Any]:
         return [named.get(name) for name in ("pooled_projections", "guidance", "class_labels")]
 
-    def _may_vary(self) -> bool:
-        return super()._may_vary() or hooked(*getattr(self, "time_text_embed", nn.Module()).modules())
-
 
 _BLOCKS = ("transformer_blocks", "single_transformer_blocks", "layers")
+_EMBEDDINGS = (
+    "cross_attention_proj", "global_proj", "timestep_proj",  # Stable Audio Open
+    "to_cond_embed", "to_global_embed", "to_timestep_embed",  # Stable Audio 3
+    "condition_embedder", "time_embed", "time_embed_r",  # ACE-Step
+    "time_text_embed",  # Flux, SD3
+)  # fmt: skip
 
 
 @functools.cache

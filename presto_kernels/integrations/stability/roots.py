@@ -9,6 +9,7 @@ from torch import Tensor
 
 from presto_kernels.integrations.swapping import Accelerated
 
+_EMBEDDINGS = ("to_cond_embed", "to_global_embed", "to_prepend_embed")
 OF_THE_PROMPT = ("context", "local_add_cond", "modular_local_cond", "padding_mask")
 
 
@@ -28,7 +29,8 @@ class FusedDiT(Accelerated):
     def forward(self, x: Tensor, t: Tensor, *more: Any, **given: Any) -> Any:
         if more or given.get("cfg_dropout_prob") or torch.compiler.is_compiling():  # dropout draws anew at every call
             return super().forward(x, t, *more, **given)
-        with self._presto.call_with(flattened(given.values()), () if self.training else (t,)):
+        embeddings = (self.to_timestep_embed, *(getattr(self, name) for name in _EMBEDDINGS if hasattr(self, name)))
+        with self._presto.call_with(flattened(given.values()), () if self.training else (t,), embeddings):
             return super().forward(x, t, **given)
 
 

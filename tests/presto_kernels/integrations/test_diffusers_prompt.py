@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 pytest.importorskip("diffusers", "0.42")
 
@@ -155,6 +156,44 @@ def test_what_modulation_depends_on_is_noticed(model):
         fused.get_submodule(MODULATION[type(fused).__name__][0]).weight.mul_(2)
         assert not torch.equal(output(fused, inputs), output(fused, {**inputs, "timestep": inputs["timestep"] * 2}))
         assert not torch.equal(output(fused, inputs), first)
+
+
+EMBEDDINGS = {  # of each model, what the prompt and the timestep go through before the blocks
+    "StableAudioDiTModel": ("cross_attention_proj.0", "global_proj.2", "timestep_proj.0"),
+    "StableAudio3DiTModel": ("to_cond_embed.2", "to_global_embed.0", "to_timestep_embed.2"),
+    "AceStepTransformer1DModel": ("condition_embedder", "time_embed.linear_1", "time_embed_r.linear_2"),
+    "DiTTransformer2DModel": ("transformer_blocks.1.norm1.emb.timestep_embedder.linear_1",),
+    "FluxTransformer2DModel": ("time_text_embed.timestep_embedder.linear_1", "time_text_embed.text_embedder.linear_2"),
+    "SD3Transformer2DModel": ("time_text_embed.timestep_embedder.linear_2", "time_text_embed.text_embedder.linear_1"),
+}
+
+
+class Switched(nn.Module):
+    """An adapter that is another one at every call."""
+
+    calls = 0
+
+    def forward(self, weight):
+        self.calls += 1
+        return weight * self.calls
+
+
+@by_timestep
+def test_what_was_kept_of_other_embeddings_is_not_used(model):
+    fused, inputs = accelerate(model.seeded()), model.seeded_inputs()
+    for name in EMBEDDINGS[type(fused).__name__]:
+        layer = fused.get_submodule(name)
+        with torch.no_grad(), prompt_cache(fused):
+            first = output(fused, inputs)
+            layer.weight.mul_(1.5)
+            edited = output(fused, inputs)
+            assert not torch.equal(edited, first), name
+        with torch.no_grad():
+            assert torch.equal(output(fused, inputs), edited), name
+        parametrize.register_parametrization(layer, "weight", Switched())
+        with torch.no_grad(), prompt_cache(fused):
+            assert not torch.equal(output(fused, inputs), output(fused, inputs)), name
+        parametrize.remove_parametrizations(layer, "weight")
 
 
 def test_labels_dropped_in_training_are_drawn_anew():

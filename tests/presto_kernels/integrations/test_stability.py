@@ -146,6 +146,20 @@ def test_modulation_is_computed_once_a_timestep(dit, reads, times):
     assert {name: products.counts[name] for name in layers} == dict.fromkeys(layers, times)
 
 
+@torch.no_grad()
+def test_what_was_kept_of_other_embeddings_is_not_used(dit):
+    fast, given = accelerate(copy.deepcopy(dit)), inputs(dit)
+    for name in ("to_timestep_embed.0", "to_global_embed.2", "to_cond_embed.0"):
+        if isinstance(fast.get_submodule(name.partition(".")[0]), torch.nn.Identity):
+            continue
+        with prompt_cache(fast):
+            first = fast(**given)
+            fast.get_submodule(name).weight.mul_(1.5)
+            edited = fast(**given)
+        assert not torch.equal(edited, first), name
+        assert torch.equal(fast(**given), edited), name
+
+
 # Stable Audio 3 only -------------------------------------------------------------------------------------------------
 
 
