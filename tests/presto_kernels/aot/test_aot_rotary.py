@@ -17,6 +17,7 @@ TRITON_REGISTERS = {
     "rotary_backward_sums": 64,
 }
 THREE_PARTS = 216
+DYT = 144  # 140 for sm_100 by Triton 3.9, 3 programs at once; 102 to 118 elsewhere, and by 3.7
 # CUDA's blocks of 128 threads (512 for the sums), by their launch bounds.
 CUDA_REGISTERS = {
     "rotary_forward_heads": 96,  # 5 blocks at once
@@ -35,8 +36,12 @@ def test_triton_registers_and_spills(triton_records, arch):
     assert {r.kernel for r in records} == set(TRITON_REGISTERS)
     for r in records:
         assert r.spills == 0, r
-        three = "half turned" in r.variant and r.kernel == "rotary_backward_rows"
-        assert r.registers <= (THREE_PARTS if three else TRITON_REGISTERS[r.kernel]), r
+        limit = TRITON_REGISTERS[r.kernel]
+        if r.kernel == "rotary_backward_rows" and "dyt" in r.variant:
+            limit = DYT
+        if r.kernel == "rotary_backward_rows" and "half turned" in r.variant:
+            limit = THREE_PARTS
+        assert r.registers <= limit, r
         assert r.shared <= 4 * 1024, r  # sums across warps, no rows
 
 
