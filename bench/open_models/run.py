@@ -82,7 +82,7 @@ def run(options: OpenOptions) -> int:
 
 def in_a_process(case: Case, options: OpenOptions, report: Report) -> bool:
     """:func:`measure_case` in a new process: what an earlier model left free in this one's heap would spare eager
-    PyTorch the page faults of its large tensors, which a user's process has (Oobleck, 10 s: 2.8 million, 10 s or 6)."""
+    PyTorch the page faults of its large tensors, which a user's process has."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "one.json"
         command = [sys.executable, "-m", "bench", "open", "--models", case.name, "--dtype", options.dtype]

@@ -19,7 +19,8 @@ def prompt_cache(model: nn.Module, *, read_timesteps: bool | None = None) -> Ite
     A call uses what an earlier one kept when the conditioning it is given is the same tensors, unchanged, and the
     weights are too; so a new prompt, an edited tensor or a loaded checkpoint is noticed, on a GPU without asking it.
     Samplers hand the same tensors over at every step.  Nothing is kept where gradients are recorded, nor of layers with
-    adapters or parametrizations, which may be switched from step to step.
+    adapters or parametrizations, which may be switched from step to step, nor of anything where the embeddings before
+    the blocks have some.
 
     Args:
         model: accelerated, or with accelerated modules.

@@ -92,8 +92,10 @@ class _Modulated(Fused):
 
         if hooked(self):
             return computed()
-        layers = (self.silu, self.linear, *filter(None, (getattr(self, "emb", None),)))
-        made: Tensor = self._presto.modulation((id(self), dtype), emb, layers, computed)
+        layers = [self.silu, self.linear]
+        if getattr(self, "emb", None) is not None:  # DiT's own embedding of the timestep, in every block
+            layers.append(self.emb)
+        made: Tensor = self._presto.modulation((id(self), dtype), emb, tuple(layers), computed)
         return made
 
 
